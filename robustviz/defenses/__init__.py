@@ -1,0 +1,1 @@
+"""Defenses: parts that fill a slot of `Classifier`, each after its paper."""
