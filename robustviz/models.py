@@ -28,11 +28,14 @@ class Normalize(nn.Module):
         ValueError: If a standard deviation is not positive.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: float | tuple[float, ...] | list[float], std: float | tuple[float, ...] | list[float]):
         super().__init__()
-        for name, value in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1))
-        if not (self.std > 0).all():
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
+        if not bool((self.std > 0).all()):
             raise ValueError(f"std must be positive, got {std}")
 
     @classmethod
@@ -43,6 +46,7 @@ class Normalize(nn.Module):
         return cls(values.mean(1).tolist(), torch.where(std > 1e-6, std, torch.ones_like(std)).tolist())
 
     def forward(self, images: Images) -> Images:
+        """Return normalized images of the same shape."""
         return (images - self.mean) / self.std
 
 
@@ -68,6 +72,7 @@ class Classifier(nn.Module):
         return self.body(self.normalize(self.purify(images)))
 
     def forward(self, images: Images) -> Logits:
+        """Return logits."""
         return self.head(self.features(images))
 
     def replace(self, **slots: nn.Module | None) -> "Classifier":
@@ -120,6 +125,7 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, maps: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k2 h2 w2"]:
+        """Return maps of the new shape."""
         return F.relu(self.second(self.first(maps)) + self.shortcut(maps))
 
 
@@ -131,6 +137,7 @@ class ZeroPadded(nn.Module):
         self.new_channels, self.stride = new_channels, stride
 
     def forward(self, maps: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k2 h2 w2"]:
+        """Return maps of the new shape."""
         before = self.new_channels // 2
         return F.pad(maps[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
 

@@ -85,7 +85,7 @@ def drawing(model: nn.Module, generator: Generator | None) -> Iterator[None]:
     A stochastic module has `stochastic = True` and an attribute `generator`. Outside such a block that is None, and
     the module draws from a fresh generator seeded 0 at each forward pass, so that a forward pass repeats.
     """
-    modules = [module for module in model.modules() if getattr(module, "stochastic", False)]
+    modules: list[Any] = [module for module in model.modules() if getattr(module, "stochastic", False)]
     before = [module.generator for module in modules]
     try:
         for module in modules:

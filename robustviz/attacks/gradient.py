@@ -152,7 +152,8 @@ def pgd(
         ValueError: If images, labels or a setting are out of range, if `early_exit` meets a batch-dependent model or
             `on_step`, or if the objective has no gradient with respect to the images.
 
-    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", arXiv 1706.06083, section 2.1.
+    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", arXiv 1706.06083,
+    section 2.1.
     """
     return _Ascent(
         threat=threat,
@@ -209,7 +210,7 @@ def mifgsm(
 
 def random_perturbation(images: Images, threat: Threat, generator: Generator) -> Images:
     """Draw a perturbation uniformly from the ball, on the generator's device, then move it to the images'."""
-    draw = {"generator": generator, "device": generator.device, "dtype": images.dtype}
+    draw: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": images.dtype}
     if threat.norm == "linf":
         return (threat.epsilon * (2 * torch.rand(images.shape, **draw) - 1)).to(images.device)
     direction = torch.randn(images.shape, **draw)
