@@ -1,0 +1,274 @@
+"""Image sets: handwritten digits (embedded), CIFAR-10, SVHN and MNIST by torchvision, and any folder of images.
+
+Every set is held in memory as one float tensor in [0, 1]; nothing is ever sorted by class.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from robustviz.pictures import read_folder
+from robustviz.tensors import check_images, seeded
+from robustviz.types import Images, Labels
+
+Part = Literal["all", "train", "test"]
+TORCHVISION_SETS = ("cifar10", "svhn", "mnist")
+DOWNLOADS = Path("data/downloads")
+"""Where `robustviz fetch` puts data sets unless told otherwise, from the folder it is started in."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images in memory.
+
+    Attributes:
+        images: Pixels in [0, 1], float32.
+        labels: Class indices, int64.
+        classes: Names of the classes, in the order of their indices.
+        name: What the set is called in reports.
+
+    Raises:
+        ValueError: If pixels leave [0, 1], or labels do not fit images and classes.
+    """
+
+    images: Images
+    labels: Labels
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        check_images(self.images, self.labels, classes=len(self.classes))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, indices: Any) -> "ImageSet":
+        """Select images by a slice, a mask or indices."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """Move images and labels to a device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, size: int, generator: Generator | None = None) -> "ImageSet":
+        """Draw `size` images in which every class has its share, to within one image; the order is kept.
+
+        Args:
+            size: How many, from 1 to the size of the set.
+            generator: Source of the draw; None is a fresh one seeded 0.
+
+        Raises:
+            ValueError: If size is out of range.
+        """
+        if not 1 <= size <= len(self):
+            raise ValueError(f"size must be from 1 to {len(self)}, the size of {self.name}, got {size}")
+        return self[_stratified(self.labels, size, generator)]
+
+    def split(self, generator: Generator | None = None, *, share: float = 0.1) -> tuple["ImageSet", "ImageSet"]:
+        """Cut the set into two disjoint parts, each with every class in proportion.
+
+        Args:
+            generator: Source of the draw; None is a fresh one seeded 0, so that the split is always the same.
+            share: Part of the images that is held out, between 0 and 1.
+
+        Returns:
+            The larger part and the held-out part.
+
+        Raises:
+            ValueError: If a part would be empty.
+        """
+        size = round(share * len(self)) if 0 < share < 1 else 0
+        if not 0 < size < len(self):
+            raise ValueError(f"share must leave images on both sides of {len(self)}, got {share}")
+        held = torch.zeros(len(self), dtype=torch.bool)
+        held[_stratified(self.labels, size, generator)] = True
+        return self[~held], self[held]
+
+    def batches(self, batch_size: int, generator: Generator | None = None) -> Iterator[tuple[Images, Labels]]:
+        """Go through the set once, in order or, with a generator, shuffled; the last batch may be smaller.
+
+        Raises:
+            ValueError: If batch_size is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        if generator is None:
+            yield from zip(torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True)
+            return
+        order = torch.randperm(len(self), generator=generator, device=generator.device).to(self.labels.device)
+        for rows in torch.split(order, batch_size):
+            yield self.images[rows], self.labels[rows]
+
+
+def _stratified(labels: Labels, size: int, generator: Generator | None) -> Tensor:
+    """Draw indices with every class in proportion; what rounding down leaves goes to the largest remainders."""
+    generator = seeded(0) if generator is None else generator
+    order = torch.randperm(len(labels), generator=generator)
+    labels = labels.cpu()
+    counts = torch.bincount(labels).double() * size / len(labels)
+    quota = counts.floor().long()
+    quota[(counts - quota).argsort(descending=True, stable=True)[: size - int(quota.sum())]] += 1
+    chosen = [order[labels[order] == label][: int(quota[label])] for label in range(len(quota))]
+    return torch.cat(chosen).sort().values
+
+
+def digits(part: Part = "all") -> ImageSet:
+    """Handwritten digits of scikit-learn: 1,797 gray pictures of 8x8 pixels, embedded in the package, no download.
+
+    Args:
+        part: `"train"` (1,438) and `"test"` (359) are a fixed stratified split of `"all"`.
+
+    Source: Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16
+    everything = ImageSet(images, torch.from_numpy(labels).long(), tuple("0123456789"), "digits")
+    return _part(everything, part)
+
+
+def _part(everything: ImageSet, part: Part) -> ImageSet:
+    """Cut a set that has no test part of its own: a fixed fifth of every class."""
+    if part not in get_args(Part):
+        raise ValueError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}")
+    if part == "all":
+        return everything
+    train, test = everything.split(seeded(0), share=0.2)
+    return train if part == "train" else test
+
+
+def torchvision_set(
+    name: Literal["cifar10", "svhn", "mnist"],
+    root: Path | str = DOWNLOADS,
+    *,
+    part: Part = "train",
+    download: bool = False,
+) -> ImageSet:
+    """Load CIFAR-10, SVHN or MNIST as torchvision keeps it, in a fixed shuffled order.
+
+    Args:
+        name: Which set.
+        root: Folder of the downloaded files.
+        part: The set's own training or test part, or `"all"`, both.
+        download: Fetch the files first if they are missing (torchvision shows the progress and checks the sums).
+
+    Raises:
+        ValueError: If the name is unknown.
+        FileNotFoundError: If the files are not there and `download` is False.
+        ImportError: If torchvision does not fit the installed PyTorch.
+    """
+    if name not in TORCHVISION_SETS:
+        raise ValueError(f"name must be one of {', '.join(TORCHVISION_SETS)}, got {name!r}")
+    if part == "all":
+        both = [torchvision_set(name, root, part=p, download=download) for p in ("train", "test")]
+        images, labels = torch.cat([b.images for b in both]), torch.cat([b.labels for b in both])
+        return _shuffled(ImageSet(images, labels, both[0].classes, name))
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(
+            f"torchvision does not fit the installed torch {torch.__version__} ({error}); "
+            "install both in one step so that they match: pip install --upgrade torch torchvision"
+        ) from error
+    try:
+        if name == "svhn":
+            source: Any = datasets.SVHN(root, split=part, download=download)
+            pixels, labels, classes = torch.from_numpy(source.data), source.labels, tuple("0123456789")
+        else:
+            kind = datasets.CIFAR10 if name == "cifar10" else datasets.MNIST
+            source = kind(root, train=part == "train", download=download)
+            pixels, labels = torch.as_tensor(source.data), source.targets
+            pixels = pixels[:, None] if name == "mnist" else pixels.permute(0, 3, 1, 2)
+            classes = tuple(source.classes)
+    except RuntimeError as error:
+        if download:
+            raise
+        raise FileNotFoundError(
+            f"{name} is not in {root}: fetch it with `robustviz fetch {name} --root {root}`"
+        ) from error
+    images = pixels.contiguous().float() / 255
+    return _shuffled(ImageSet(images, torch.as_tensor(labels).long(), classes, name))
+
+
+def _shuffled(image_set: ImageSet) -> ImageSet:
+    return image_set[torch.randperm(len(image_set), generator=seeded(0))]
+
+
+def image_folder(root: Path | str, *, workers: int | None = None, cache: bool = True) -> ImageSet:
+    """Read a folder that holds one subfolder of pictures for each class, all of one size.
+
+    Pictures are read in parallel, turned into gray if all of them are gray and into RGB otherwise, put in a fixed
+    shuffled order, and kept in the user's cache folder (`ROBUSTVIZ_CACHE` overrides it), so that the next call is
+    fast. The cache belongs to the list of files with their sizes and times: a changed folder is read anew.
+
+    Args:
+        root: The folder; subfolder names are the class names, in alphabetical order.
+        workers: Threads that read; None is one for each processor.
+        cache: Keep and use the cache.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no classes or no pictures, or a picture cannot be read or has another size.
+    """
+    root = Path(root)
+    pixels, labels, classes = read_folder(root, workers=workers, cache=cache)
+    return _shuffled(ImageSet(pixels.float() / 255, labels, classes, root.resolve().name))
+
+
+def load(data: str, part: Part = "all", *, root: Path | str = DOWNLOADS) -> ImageSet:
+    """Load a set by what a person types: `digits`, `cifar10`, `svhn`, `mnist`, or the path of an image folder.
+
+    A folder with subfolders `train` and `test` keeps these parts; any other folder is split, a fixed fifth for testing.
+
+    Raises:
+        ValueError: If the part is unknown or a folder's parts have different classes.
+        FileNotFoundError: If there is no such set or folder.
+    """
+    if data == "digits":
+        return digits(part)
+    if data in TORCHVISION_SETS:
+        return torchvision_set(data, root, part=part)  # type: ignore[arg-type]
+    folder = Path(data)
+    if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
+        return _part(image_folder(folder), part)
+    names = [tuple(sorted(e.name for e in (folder / p).iterdir() if e.is_dir())) for p in ("train", "test")]
+    if names[0] != names[1]:
+        raise ValueError(f"{folder}/train and {folder}/test must have the same classes, got {names[0]} and {names[1]}")
+    if part == "all":
+        both = [load(data, "train"), load(data, "test")]
+        images, labels = torch.cat([b.images for b in both]), torch.cat([b.labels for b in both])
+        return _shuffled(ImageSet(images, labels, both[0].classes, folder.name))
+    return replace(image_folder(folder / part), name=folder.resolve().name)
+
+
+def augment(images: Images, *, padding: int = 4, flip: bool = True, generator: Generator | None = None) -> Images:
+    """Move every image by up to `padding` pixels in each direction (zeros come in) and mirror half of them.
+
+    All images are done at once, on their device; the numbers are drawn on the generator's.
+
+    Args:
+        images: Any number of images.
+        padding: Largest shift in pixels; 0 for none.
+        flip: Mirror left and right with probability 1/2.
+        generator: Source of shifts and flips; None is a fresh one seeded 0.
+    """
+    generator = seeded(0) if generator is None else generator
+    count, _, height, width = images.shape
+    draw: dict[str, Any] = {"generator": generator, "device": generator.device}
+    if padding:
+        top, left = torch.randint(2 * padding + 1, (2, count, 1), **draw).to(images.device)
+        rows = top + torch.arange(height, device=images.device)
+        columns = left + torch.arange(width, device=images.device)
+        padded = F.pad(images, [padding] * 4).permute(0, 2, 3, 1)
+        every = torch.arange(count, device=images.device)[:, None, None]
+        images = padded[every, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    if flip:
+        mirrored = (torch.rand(count, **draw) < 0.5).to(images.device)
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+    return images

@@ -1,0 +1,101 @@
+"""Reading a folder of pictures: found, checked, decoded in parallel and cached as bytes."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+from jaxtyping import UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from robustviz.records import write_whole
+from robustviz.types import Labels
+
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def read_folder(
+    root: Path, *, workers: int | None, cache: bool
+) -> tuple[UInt8[Tensor, "n c h w"], Labels, tuple[str, ...]]:
+    """Read `root/CLASS/PICTURE` in the order of the names; see `robustviz.data.image_folder` for the rules.
+
+    Returns:
+        Pixels 0..255, labels, and the names of the classes.
+    """
+    classes, files, labels = _list_pictures(root)
+    kept = _cache_file(root, files) if cache else None
+    pixels = None
+    if kept is not None and kept.exists():
+        try:
+            pixels = load_file(kept)["pixels"]
+        except (SafetensorError, KeyError):
+            kept.unlink()
+    if pixels is None:
+        pixels = _read_pictures(files, workers)
+        if kept is not None:
+            write_whole(kept, save({"pixels": pixels}))
+    return pixels, torch.tensor(labels), classes
+
+
+def _list_pictures(root: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder")
+    classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    if classes and set(classes) <= {"train", "test", "val", "valid", "validation"}:
+        raise ValueError(
+            f"{root} holds the parts {', '.join(classes)} and not classes; name one of them: {root / classes[0]}"
+        )
+    if len(classes) < 2:
+        raise ValueError(
+            f"{root} must hold one subfolder of pictures for each of at least two classes, found {len(classes)}"
+        )
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(file for file in (root / name).iterdir() if file.suffix.lower() in _SUFFIXES)
+        if not found:
+            raise ValueError(f"{root / name} holds no picture ({', '.join(sorted(_SUFFIXES))}); remove it or fill it")
+        files += found
+        labels += [label] * len(found)
+    return classes, files, labels
+
+
+def _cache_file(root: Path, files: list[Path]) -> Path:
+    key = hashlib.sha256()
+    for file in files:
+        state = file.stat()
+        key.update(f"{file.relative_to(root)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    folder = os.environ.get("ROBUSTVIZ_CACHE") or platformdirs.user_cache_path("robustviz")
+    return Path(folder) / f"{root.resolve().name}-{key.hexdigest()[:16]}.safetensors"
+
+
+def _read_pictures(files: list[Path], workers: int | None) -> Tensor:
+    """Decode pictures of one size to bytes (n, c, h, w)."""
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        bar = tqdm(
+            pool.map(_read_picture, files, chunksize=64), "reading pictures", len(files), leave=False, disable=None
+        )
+        arrays = list(bar)
+    for file, array in zip(files, arrays, strict=True):
+        if array.shape[:2] != arrays[0].shape[:2]:
+            sizes = [f"{a.shape[1]}x{a.shape[0]} in {f}" for f, a in ((files[0], arrays[0]), (file, array))]
+            raise ValueError(f"pictures must all have one size, got {sizes[0]} and {sizes[1]}; resize them first")
+    if any(array.ndim == 3 for array in arrays):
+        arrays = [array if array.ndim == 3 else np.repeat(array[:, :, None], 3, 2) for array in arrays]
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(arrays))[:, None]
+
+
+def _read_picture(file: Path) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as picture:
+            return np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as a picture ({error}); repair or remove it") from error

@@ -1,0 +1,148 @@
+"""What was done, written down: settings read off functions and partials, and files that are whole or absent."""
+
+import dataclasses
+import functools
+import inspect
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def describe(value: Any) -> Any:
+    """Turn settings into JSON: a function or partial becomes its name with every setting, defaults included.
+
+    So `describe(partial(pgd, steps=20))` holds the step size and the threat too, and a recorded run can be given
+    again from its record alone. Arguments that differ from call to call (model, images, labels, generator,
+    callbacks) are left out.
+
+    Args:
+        value: A function, partial, dataclass, container, tensor, module, path or plain value.
+
+    Returns:
+        Dictionaries, lists, strings, numbers, booleans and None.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, functools.partial) or inspect.isfunction(value):
+        return _describe_call(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [describe(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return value.item() if value.dim() == 0 else {"type": "Tensor", "shape": list(value.shape)}
+    if isinstance(value, torch.nn.Module | torch.Generator):
+        return type(value).__name__
+    return str(value)
+
+
+def _describe_call(value: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    while isinstance(value, functools.partial):
+        given = {**value.keywords, **given}
+        value = value.func
+    settings = {
+        name: given.get(name, parameter.default)
+        for name, parameter in inspect.signature(value).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("generator", "on_step", "on_batch", "on_epoch")
+    }
+    settings.update(given)
+    missing = [name for name, setting in settings.items() if setting is inspect.Parameter.empty]
+    return {"function": value.__name__, **{n: describe(s) for n, s in settings.items() if n not in missing}}
+
+
+def versions() -> dict[str, str]:
+    """Name what a result may depend on: the versions of Python, PyTorch, NumPy and this library, and the processor."""
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in ("robustviz", "torch", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def write_whole(path: Path | str, content: bytes | str) -> Path:
+    """Write a file that is either whole or absent: into a neighbor first, then moved into place.
+
+    A file that is there already is replaced; callers that must not do so ask before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, neighbor = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; give it the mode that any new file would have.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(neighbor).chmod(0o666 & ~mask)
+        Path(neighbor).replace(path)
+    except BaseException:
+        Path(neighbor).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Lay rows out as a Markdown table whose columns line up in plain text: first column left, others right."""
+    cells = [[str(cell) for cell in row] for row in (headers, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    lines = [
+        "| "
+        + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        + " |"
+        for row in cells
+    ]
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run: what was set, what came out, and with which versions.
+
+    Attributes:
+        kind: What was run, such as `"train"` or `"evaluate"`.
+        settings: Every setting, as `describe` gives it.
+        results: Every figure.
+        command: The command that gives it again; empty if there is none.
+        versions: As `versions` gives them.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    results: dict[str, Any]
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the record as JSON, whole or not at all."""
+        return write_whole(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path | str) -> "RunRecord":
+        """Read a record.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not a record.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            return cls(**content)
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is not a record of robustviz: {error}") from error
