@@ -67,7 +67,7 @@ class ImageSet:
         """
         if not 1 <= size <= len(self):
             raise ValueError(f"size must be from 1 to {len(self)}, the size of {self.name}, got {size}")
-        return self[_stratified(self.labels, size, generator)]
+        return self[stratified(self.labels, size, generator)]
 
     def split(self, generator: Generator | None = None, *, share: float = 0.1) -> tuple["ImageSet", "ImageSet"]:
         """Cut the set into two disjoint parts, each with every class in proportion.
@@ -86,7 +86,7 @@ class ImageSet:
         if not 0 < size < len(self):
             raise ValueError(f"share must leave images on both sides of {len(self)}, got {share}")
         held = torch.zeros(len(self), dtype=torch.bool)
-        held[_stratified(self.labels, size, generator)] = True
+        held[stratified(self.labels, size, generator)] = True
         return self[~held], self[held]
 
     def batches(self, batch_size: int, generator: Generator | None = None) -> Iterator[tuple[Images, Labels]]:
@@ -105,7 +105,7 @@ class ImageSet:
             yield self.images[rows], self.labels[rows]
 
 
-def _stratified(labels: Labels, size: int, generator: Generator | None) -> Tensor:
+def stratified(labels: Labels, size: int, generator: Generator | None = None) -> Tensor:
     """Draw indices with every class in proportion; what rounding down leaves goes to the largest remainders."""
     generator = seeded(0) if generator is None else generator
     order = torch.randperm(len(labels), generator=generator)

@@ -1,0 +1,118 @@
+"""The state of a training run on disk: weights, best weights, momentum and logs in one safetensors file."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from robustviz.records import write_whole
+
+
+@dataclass(frozen=True)
+class EpochLog:
+    """What one epoch of training gave.
+
+    Attributes:
+        epoch: From 1.
+        loss: Mean training objective.
+        clean_accuracy: Share of the validation part that is right without attack; None without a validation part.
+        robust_accuracy: Share that is right under the attack; None without one.
+        seconds: Wall-clock time of the epoch.
+        chosen: Whether its weights were the best until then.
+    """
+
+    epoch: int
+    loss: float
+    clean_accuracy: float | None
+    robust_accuracy: float | None
+    seconds: float
+    chosen: bool
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """What epochs are compared by: robust accuracy, then clean accuracy."""
+        return self.robust_accuracy or 0.0, self.clean_accuracy or 0.0
+
+
+class TrainingState:
+    """Keeps the best weights of a run and, if given a file, everything that is needed to go on after a stop.
+
+    Args:
+        model: The model in training.
+        optimizer: Its optimizer; only momentum is kept, because every learning rate follows from the settings.
+        settings: What must be the same for a run to go on.
+        path: File to keep the state in; None keeps it in memory alone.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.SGD, settings: dict[str, Any], path: Path | None):
+        self.model, self.optimizer, self.settings, self.path = model, optimizer, settings, path
+        self.best: dict[str, Tensor] = {}
+
+    def restore(self) -> list[EpochLog]:
+        """Read the file, if there is one, into model and optimizer.
+
+        Raises:
+            ValueError: If the file is damaged, or belongs to a run with other settings.
+        """
+        if self.path is None or not self.path.exists():
+            return []
+        try:
+            with safe_open(self.path, "pt") as file:
+                stored = json.loads(file.metadata()["robustviz"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{self.path} is damaged or no training state ({error}); remove it to start anew"
+            ) from error
+        now = json.loads(json.dumps(self.settings))
+        if stored["settings"] != now:
+            changed = sorted(k for k in now | stored["settings"] if now.get(k) != stored["settings"].get(k))
+            raise ValueError(
+                f"{self.path} belongs to a run with another {' and '.join(changed)}; "
+                "use the settings it was started with, or remove it to start anew"
+            )
+        self.model.load_state_dict(_part(tensors, "model"))
+        self.best = _part(tensors, "best")
+        momenta = _part(tensors, "momentum")
+        for index, parameter in enumerate(self._trained()):
+            if str(index) in momenta:
+                self.optimizer.state[parameter]["momentum_buffer"] = momenta[str(index)].to(parameter.device)
+        return [EpochLog(**log) for log in stored["logs"]]
+
+    def keep(self, logs: list[EpochLog]) -> None:
+        """Remember the weights if the last epoch is the best, and write the file, whole or not at all."""
+        weights = {name: _packed(tensor) for name, tensor in self.model.state_dict().items()}
+        if logs[-1].chosen:
+            self.best = weights
+        if self.path is None:
+            return
+        momenta = {
+            str(index): _packed(buffer)
+            for index, parameter in enumerate(self._trained())
+            if (buffer := self.optimizer.state[parameter].get("momentum_buffer")) is not None
+        }
+        parts = {"model": weights, "best": self.best, "momentum": momenta}
+        tensors = {f"{part}/{name}": tensor.clone() for part, named in parts.items() for name, tensor in named.items()}
+        header = json.dumps({"settings": self.settings, "logs": [asdict(log) for log in logs]})
+        write_whole(self.path, save(tensors, {"robustviz": header}))
+
+    def load_best(self) -> None:
+        """Put the weights of the best epoch into the model."""
+        self.model.load_state_dict(self.best)
+
+    def _trained(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """Copy a tensor to the processor's memory in plain order, as safetensors wants it."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
