@@ -147,6 +147,17 @@ def pooled(*stages: nn.Module) -> nn.Sequential:
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+def blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """Name the residual blocks of a network and the convolution blocks outside them, from input to output."""
+    found: dict[str, nn.Module] = {}
+    for name, module in network.named_modules():
+        convolution = isinstance(module, nn.Sequential) and len(module) > 0 and isinstance(module[-1], nn.ReLU)
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if (convolution or isinstance(module, ResidualBlock)) and not inside:
+            found[name] = module
+    return found
+
+
 def _classifier(body: nn.Module, width: int, classes: int, channels: int) -> Classifier:
     """Initialize as He et al. (arXiv 1502.01852) and add a linear head; normalization maps [0, 1] to [-2, 2]."""
     if classes < 2 or channels < 1:
@@ -217,3 +228,15 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     network.__name__: network for network in (small_cnn, resnet20, resnet56, resnet110, resnet18, vgg16)
 }
 """Every network of this file by its name, for the command line and for checkpoints."""
+
+
+def initialized(build: Callable[..., Classifier], seed: int) -> Classifier:
+    """Make a network whose random weights depend on the seed alone; the global random state stays as it was.
+
+    Args:
+        build: A network of this file, settings fixed with `functools.partial`.
+        seed: Of the weights.
+    """
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return build()

@@ -43,7 +43,8 @@ def seeded(*seeds: int) -> Generator:
 
     `seeded(seed, epoch, batch)` gives every batch its own noise, whoever computes it and in whatever order.
     """
-    state = np.random.SeedSequence([abs(int(s)) for s in seeds]).generate_state(2, np.uint32)
+    # The count goes in too, because a seed sequence takes (1,) and (1, 0) for the same.
+    state = np.random.SeedSequence([len(seeds), *(abs(int(s)) for s in seeds)]).generate_state(2, np.uint32)
     return Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 

@@ -7,7 +7,7 @@ Shapes are checked while the tests run (jaxtyping and beartype) and cost nothing
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
@@ -56,6 +56,7 @@ LINF_8 = Threat("linf", 8 / 255)
 """The standard threat on CIFAR-10: every pixel may change by 8 of 255 gray levels."""
 
 
+@runtime_checkable
 class Attack(Protocol):
     """A function that looks for images near the given ones which the model gets wrong.
 

@@ -1,0 +1,331 @@
+"""The command line: `robustviz demo`, `train`, `evaluate`, `fetch` and `checkpoints`.
+
+Every command is a typed function; cyclopts turns its signature and docstring into options and help.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from cyclopts import App, Parameter
+from tqdm.auto import tqdm
+
+from robustviz import checkpoints as stored
+from robustviz.data import DOWNLOADS, load, torchvision_set
+from robustviz.evaluation import RobustnessTable, evaluate
+from robustviz.models import MODELS, initialized
+from robustviz.recipes import (
+    EvaluationAttack,
+    TrainingAttack,
+    evaluation_attacks,
+    stem,
+    training_attack,
+    usual_augmentation,
+    usual_device,
+    usual_threat,
+)
+from robustviz.records import RunRecord, describe, table
+from robustviz.resume import EpochLog
+from robustviz.tensors import seeded
+from robustviz.training import Precision, Schedule, TrainConfig, train
+from robustviz.types import Norm, Threat
+
+app = App(
+    name="robustviz",
+    help="See, attack and harden image classifiers. Start with `robustviz demo`.",
+    version_flags=["--version"],
+    help_format="markdown",
+)
+
+
+def _number(type_: Any, tokens: Sequence[Any]) -> float:
+    """Read 0.03 as well as 8/255."""
+    text = tokens[0].value
+    try:
+        return float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"must be a number or a fraction such as 8/255, got {text!r}") from error
+
+
+Radius = Annotated[float | None, Parameter(converter=_number)]
+
+
+@app.command
+def demo(*, out: Path = Path("runs/demo"), seed: int = 0, force: bool = False) -> None:
+    """Train a standard and an adversarially trained network on digits, attack both, and write a page about it.
+
+    Takes about a minute on two processor cores. The page is one file that needs no network.
+
+    Args:
+        out: Folder for the page and the tables.
+        seed: Decides weights, order and random starts.
+        force: Replace the page if there is one.
+    """
+    from robustviz.demo import run_demo
+
+    if (out / "index.html").exists() and not force:
+        raise FileExistsError(f"--out {out} holds a page already; choose another folder or add --force")
+    page, grid = run_demo(out, seed=seed, say=_say)
+    _say(f"\n{grid}\n\nopen {page}")
+
+
+@app.command(name="train")
+def train_command(
+    *,
+    data: str = "digits",
+    model: str = "small_cnn",
+    attack: TrainingAttack = "none",
+    epsilon: Radius = None,
+    norm: Norm = "linf",
+    steps: int = 10,
+    step_size: Radius = None,
+    epochs: int = 15,
+    batch_size: int = 128,
+    learning_rate: float = 0.1,
+    schedule: Schedule = "one-cycle",
+    weight_decay: float = 5e-4,
+    precision: Precision = "auto",
+    validation: float = 0.1,
+    images: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    root: Path = DOWNLOADS,
+    out: Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> None:
+    """Train a network, naturally or against an attack, and write it to a folder.
+
+    A part of the training images is held out and chooses the epoch; at the end the network is measured on up to 1,000
+    test images, clean and under PGD-20. Ctrl-C is safe: `--resume` goes on from the last whole epoch and ends with the
+    same weights.
+
+    Args:
+        data: digits (embedded), cifar10, svhn, mnist (fetch them first), or a folder of pictures: one subfolder for
+            each class, in subfolders train and test or split by robustviz.
+        model: small_cnn, resnet20, resnet56, resnet110, resnet18 or vgg16.
+        attack: none trains on clean images; pgd on images attacked anew in every step (Madry et al.); fgsm-rs does so
+            with one step from a random start (Wong et al.), five times faster, while PGD watches whether it collapses.
+        epsilon: How far the attacker may go, such as 8/255, on pixels in [0, 1]. Default: 0.15 for digits, 0.3 for
+            mnist, 8/255 otherwise.
+        norm: linf bounds every pixel, l2 the Euclidean length of the change.
+        steps: Steps of PGD.
+        step_size: Length of a step; default 2.5 * epsilon / steps.
+        epochs: Passes through the training images.
+        batch_size: Images in one update.
+        learning_rate: The largest learning rate.
+        schedule: How the learning rate changes.
+        weight_decay: L2 penalty on the weights.
+        precision: bf16 computes faster on processors made for it; fp32 switches that off; auto decides.
+        validation: Share of the training images that is held out.
+        images: Train on only so many images, drawn evenly from the classes.
+        seed: Decides weights, order and random starts.
+        device: auto, cpu, cuda, cuda:1, mps ...
+        root: Folder of downloaded data sets; default data/downloads.
+        out: Folder for the result, or a file name ending in .safetensors; default runs/DATA-MODEL-ATTACK.
+        resume: Go on with the interrupted run that is there.
+        force: Start anew although a run is there.
+    """
+    if model not in MODELS:
+        raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {model!r}")
+    threat = usual_threat(data, norm, epsilon)
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        weight_decay=weight_decay,
+        precision=precision,
+        seed=seed,
+        **usual_augmentation(data),
+    )
+    out = out or Path("runs") / f"{stem(data)}-{model}-{attack}"
+    weights, state = _claim(out, resume, force)
+    image_set, test_set = (load(data, part, root=root) for part in ("train", "test"))
+    image_set = image_set if images is None else image_set.subset(images)
+    network = partial(MODELS[model], classes=len(image_set.classes), channels=image_set.images.shape[1])
+    classifier = initialized(network, seed).to(usual_device(device))
+    _say(f"training {model} on {len(image_set)} images of {image_set.name}, attack: {attack}, into {out}")
+    logs = train(
+        classifier,
+        image_set.images,
+        image_set.labels,
+        config,
+        attack=training_attack(attack, threat, steps, step_size),
+        monitor=None if attack == "none" else training_attack("pgd", threat, steps),
+        validation=validation,
+        resume=state,
+        on_epoch=lambda log: _say(_epoch_line(log, epochs)),
+    )
+    test_set = test_set.subset(min(1000, len(test_set)))
+    measured = _measure(
+        classifier, test_set.to(usual_device(device)), evaluation_attacks(["pgd"], threat, 20), seeded(seed)
+    )
+    settings = {
+        "data": data,
+        "classes": list(image_set.classes),
+        "training_images": len(image_set),
+        "test_images": len(test_set),
+        "threat": describe(threat),
+        "attack": describe(training_attack(attack, threat, steps, step_size)),
+        "training": describe(config),
+        "validation": validation,
+    }
+    results = {"accuracy": measured.accuracy(), "worst_case": measured.worst_case(), "epochs": describe(logs)}
+    record = RunRecord("train", settings, results, command=shlex.join(["robustviz", *sys.argv[1:]]))
+    stored.save(weights, classifier, network, record, force=True)
+    state.unlink()
+    _say(f"\n{measured.to_markdown()}\n\nwrote {weights}; attack it with: robustviz evaluate {out}")
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    checkpoint: str,
+    /,
+    *,
+    data: str | None = None,
+    attacks: tuple[EvaluationAttack, ...] = ("fgsm", "ifgsm", "pgd"),
+    epsilon: Radius = None,
+    norm: Norm | None = None,
+    steps: int = 20,
+    restarts: int = 1,
+    images: int = 1000,
+    batch_size: int = 256,
+    survivors_only: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    root: Path = DOWNLOADS,
+    out: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Measure a trained network on clean and on attacked test images.
+
+    Prints accuracy with its 95 % interval for each attack, and the worst case: the share of images that withstand all
+    of them. Robust accuracy is an upper bound; a stronger attack may find more.
+
+    Args:
+        checkpoint: A run folder, a .safetensors file, or a name that `robustviz checkpoints` lists.
+        data: As in `robustviz train`; default: what the network was trained on.
+        attacks: fgsm, ifgsm, pgd, mifgsm: give the option once for each.
+        epsilon: How far the attacker may go, such as 8/255; default: what the record of the network says.
+        norm: linf or l2; default: what the record says.
+        steps: Steps of the iterated attacks.
+        restarts: Random starts of PGD.
+        images: How many test images, drawn evenly from the classes.
+        batch_size: Images at a time.
+        survivors_only: Attack only what every attack before has left right: the same worst case, faster.
+        seed: Of the random starts.
+        device: auto, cpu, cuda, cuda:1, mps ...
+        root: Folder of downloaded data sets; default data/downloads.
+        out: Also write the decision on every image to this JSON file.
+        force: Replace that file if it exists.
+    """
+    if out is not None and out.exists() and not force:
+        raise FileExistsError(f"--out {out} exists; choose another name or add --force")
+    classifier, record = stored.load(checkpoint)
+    data = data or str(record.settings["data"])
+    trained_for = record.settings["threat"]
+    threat = Threat(norm or trained_for["norm"], trained_for["epsilon"] if epsilon is None else epsilon)
+    test_set = load(data, "test", root=root)
+    if test_set.classes != (names := tuple(record.settings["classes"])):
+        raise ValueError(f"--data {data} has the classes {test_set.classes}, but the network was trained on {names}")
+    test_set = test_set.subset(min(images, len(test_set))).to(usual_device(device))
+    _say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")
+    measured = _measure(
+        classifier.to(usual_device(device)),
+        test_set,
+        evaluation_attacks(attacks, threat, steps, restarts),
+        seeded(seed),
+        batch_size=batch_size,
+        survivors_only=survivors_only,
+    )
+    _say(measured.to_markdown())
+    if out is not None:
+        measured.to_json(out)
+        _say(f"wrote {out}")
+
+
+@app.command
+def fetch(name: Literal["cifar10", "svhn", "mnist"], /, *, root: Path = DOWNLOADS) -> None:
+    """Download a data set with torchvision, which shows the progress and checks the sums.
+
+    Args:
+        name: cifar10 (170 MB), svhn (250 MB) or mnist (12 MB).
+        root: Where to put it; default data/downloads.
+    """
+    image_set = torchvision_set(name, root, part="all", download=True)
+    _say(f"{name}: {len(image_set)} images of {len(image_set.classes)} classes in {root}")
+
+
+@app.command
+def checkpoints() -> None:
+    """List the trained networks that come with robustviz, what they reach, and the commands that give them again."""
+    rows, commands = [], []
+    for name, path in stored.shipped().items():
+        record = RunRecord.load(path.with_suffix(".json"))
+        settings, accuracy = record.settings, record.results["accuracy"]
+        figures = ", ".join(f"{condition} {share:.1%}" for condition, share in accuracy.items())
+        epsilon = f"{settings['threat']['norm']} {settings['threat']['epsilon']:.4g}"
+        rows.append([name, str(settings["data"]), settings["architecture"]["function"], epsilon, figures])
+        commands.append(f"{name}\n    {record.command}")
+    _say(table(["name", "data", "network", "epsilon", "accuracy on test images"], rows))
+    _say("\nGiven again by:\n" + "\n".join(commands))
+
+
+def main() -> None:
+    """Run the command line; errors a user can mend are one line, without a traceback."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        sys.exit(f"robustviz: {error}")
+    except KeyboardInterrupt:
+        print("\nrobustviz: interrupted; a training run goes on with the same command and --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def _measure(model: Any, test_set: Any, attacks: Any, generator: torch.Generator, **settings: Any) -> RobustnessTable:
+    """Evaluate with a progress bar."""
+    with tqdm(unit="image", leave=False, disable=None) as bar:
+
+        def advance(condition: str, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description(condition)
+
+        return evaluate(
+            model, test_set.images, test_set.labels, attacks, generator=generator, on_batch=advance, **settings
+        )
+
+
+def _claim(out: Path, resume: bool, force: bool) -> tuple[Path, Path]:
+    """Return where a run writes its weights and its state, or refuse to touch what is there."""
+    weights = out if out.suffix == ".safetensors" else out / "model.safetensors"
+    state = weights.with_suffix(".state")
+    if weights.exists() and not force:
+        raise FileExistsError(f"--out {out} holds a finished run; choose another name or add --force")
+    if state.exists() and not (resume or force):
+        raise FileExistsError(f"--out {out} holds an interrupted run; add --resume to go on, or --force to start anew")
+    if force and not resume:
+        state.unlink(missing_ok=True)
+    return weights, state
+
+
+def _epoch_line(log: EpochLog, epochs: int) -> str:
+    parts = [f"epoch {log.epoch:>{len(str(epochs))}}/{epochs}", f"loss {log.loss:.3f}"]
+    parts += [f"clean {log.clean_accuracy:.1%}"] if log.clean_accuracy is not None else []
+    parts += [f"robust {log.robust_accuracy:.1%}"] if log.robust_accuracy is not None else []
+    return "   ".join([*parts, f"{log.seconds:.1f} s", "best so far" if log.chosen else ""]).rstrip()
+
+
+def _say(message: str) -> None:
+    """Print above a progress bar, at once."""
+    tqdm.write(message)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

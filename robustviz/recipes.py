@@ -1,0 +1,79 @@
+"""The usual settings by their names, for the command line and for experiments: threats, attacks, augmentation."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from robustviz.attacks import fgsm, ifgsm, mifgsm, pgd
+from robustviz.types import Attack, Norm, Threat
+
+TrainingAttack = Literal["none", "fgsm-rs", "pgd"]
+EvaluationAttack = Literal["fgsm", "ifgsm", "pgd", "mifgsm"]
+
+EPSILONS = {"digits": 0.15, "mnist": 0.3}
+"""Usual L-infinity radii; every other data set has 8 / 255. On 8x8 digits a person reads past 0.15 with ease."""
+
+
+def usual_threat(data: str, norm: Norm = "linf", epsilon: float | None = None) -> Threat:
+    """Threat of a data set by its usual radius, unless one is given."""
+    return Threat(norm, EPSILONS.get(data, 8 / 255) if epsilon is None else epsilon)
+
+
+def usual_augmentation(data: str) -> dict[str, Any]:
+    """Settings of `TrainConfig` for a data set: shifts for 28 pixels and more, mirroring where it keeps the meaning."""
+    return {
+        "padding": {"digits": 0, "mnist": 2}.get(data, 4),
+        "flip": data not in ("digits", "mnist", "svhn"),
+    }
+
+
+def training_attack(
+    name: TrainingAttack, threat: Threat, steps: int = 10, step_size: float | None = None
+) -> Attack | None:
+    """Attack to train against.
+
+    `"pgd"` is Madry et al. (arXiv 1706.06083). `"fgsm-rs"` is one step of 1.25 epsilon from a random start (Wong, Rice
+    & Kolter, "Fast is better than free", arXiv 2001.03994), which may collapse: watch it with PGD.
+    """
+    if name == "none":
+        return None
+    if name == "fgsm-rs":
+        return partial(pgd, threat=threat, steps=1, step_size=1.25 * threat.epsilon if step_size is None else step_size)
+    return partial(pgd, threat=threat, steps=steps, step_size=step_size)
+
+
+def evaluation_attacks(
+    names: Iterable[EvaluationAttack], threat: Threat, steps: int = 20, restarts: int = 1
+) -> dict[str, Attack]:
+    """Attacks to measure with, by the names their columns have."""
+    known: dict[EvaluationAttack, tuple[str, Attack]] = {
+        "fgsm": ("FGSM", partial(fgsm, threat=threat)),
+        "ifgsm": (f"IFGSM-{steps}", partial(ifgsm, threat=threat, steps=steps)),
+        "pgd": (f"PGD-{steps}", partial(pgd, threat=threat, steps=steps, restarts=restarts)),
+        "mifgsm": (f"MI-FGSM-{steps}", partial(mifgsm, threat=threat, steps=steps)),
+    }
+    return dict(known[name] for name in names)
+
+
+def usual_device(name: str) -> torch.device:
+    """Turn `auto` into the best device there is, and any other name into that device.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not there ({str(error).splitlines()[0]}); use auto or cpu") from error
+    return device
+
+
+def stem(data: str) -> str:
+    """Short name of a data set for a folder: itself, or the last part of a path."""
+    return Path(data).resolve().name if Path(data).is_dir() else data
