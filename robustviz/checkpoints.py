@@ -12,7 +12,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 import robustviz
-from robustviz.models import MODELS, Classifier
+from robustviz.assembly import BUILDERS
+from robustviz.models import Classifier
 from robustviz.records import RunRecord, describe, write_whole
 
 SHIPPED = [Path(robustviz.__file__).parent / "shipped", Path(robustviz.__file__).parents[1] / "data" / "checkpoints"]
@@ -27,7 +28,8 @@ def save(
     Args:
         path: File name ending in `.safetensors`.
         model: The trained classifier.
-        build: What makes the same network untrained: a function of `robustviz.models`, settings fixed with `partial`.
+        build: What makes the same network untrained: a network of `robustviz.models` or `robustviz.assembly.defended`,
+            settings fixed with `partial`.
         record: How the weights came about and what they reach.
         force: Replace files that exist.
 
@@ -42,8 +44,8 @@ def save(
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path}")
     architecture = describe(build if isinstance(build, partial) else partial(build))
-    if architecture["function"] not in MODELS:
-        raise ValueError(f"build must be a network of {', '.join(MODELS)}, got {architecture['function']}")
+    if architecture["function"] not in BUILDERS:
+        raise ValueError(f"build must be one of {', '.join(BUILDERS)}, got {architecture['function']}")
     if not force and (existing := [p for p in (path, path.with_suffix(".json")) if p.exists()]):
         raise FileExistsError(f"{existing[0]} exists; choose another name or pass force")
     content = save_tensors({name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()})
@@ -77,7 +79,7 @@ def load(name: Path | str) -> tuple[Classifier, RunRecord]:
     content = path.read_bytes()
     try:
         architecture = dict(record.settings["architecture"])
-        build = MODELS[architecture.pop("function")]
+        build = BUILDERS[architecture.pop("function")]
         tensors = load_tensors(content)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +17,8 @@ from tqdm.auto import tqdm
 from robustviz import checkpoints as stored
 from robustviz.data import DOWNLOADS, load, torchvision_set
 from robustviz.evaluation import RobustnessTable, evaluate
-from robustviz.models import MODELS, initialized
+from robustviz.models import MODELS
+from robustviz.pipelines import Defense, harden
 from robustviz.recipes import (
     EvaluationAttack,
     TrainingAttack,
@@ -32,7 +32,7 @@ from robustviz.recipes import (
 from robustviz.records import RunRecord, describe, table
 from robustviz.resume import EpochLog
 from robustviz.tensors import seeded
-from robustviz.training import Precision, Schedule, TrainConfig, train
+from robustviz.training import Precision, Schedule, TrainConfig
 from robustviz.types import Norm, Threat
 
 app = App(
@@ -79,6 +79,7 @@ def train_command(
     *,
     data: str = "digits",
     model: str = "small_cnn",
+    defense: Defense = "none",
     attack: TrainingAttack = "none",
     epsilon: Radius = None,
     norm: Norm = "linf",
@@ -109,6 +110,7 @@ def train_command(
         data: digits (embedded), cifar10, svhn, mnist (fetch them first), or a folder of pictures: one subfolder for
             each class, in subfolders train and test or split by robustviz.
         model: small_cnn, resnet20, resnet56, resnet110, resnet18 or vgg16.
+        defense: none; wnll decides by interpolation from labelled templates; cas suppresses channels.
         attack: none trains on clean images; pgd on images attacked anew in every step (Madry et al.); fgsm-rs does so
             with one step from a random start (Wong et al.), five times faster, while PGD watches whether it collapses.
         epsilon: How far the attacker may go, such as 8/255, on pixels in [0, 1]. Default: 0.15 for digits, 0.3 for
@@ -127,7 +129,7 @@ def train_command(
         seed: Decides weights, order and random starts.
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
-        out: Folder for the result, or a file name ending in .safetensors; default runs/DATA-MODEL-ATTACK.
+        out: Folder for the result, or a file name ending in .safetensors; default runs/DATA-MODEL-DEFENSE-ATTACK.
         resume: Go on with the interrupted run that is there.
         force: Start anew although a run is there.
     """
@@ -144,27 +146,28 @@ def train_command(
         seed=seed,
         **usual_augmentation(data),
     )
-    out = out or Path("runs") / f"{stem(data)}-{model}-{attack}"
+    out = out or Path("runs") / "-".join([stem(data), model, *([defense] if defense != "none" else []), attack])
     weights, state = _claim(out, resume, force)
     image_set, test_set = (load(data, part, root=root) for part in ("train", "test"))
     image_set = image_set if images is None else image_set.subset(images)
-    network = partial(MODELS[model], classes=len(image_set.classes), channels=image_set.images.shape[1])
-    classifier = initialized(network, seed).to(usual_device(device))
     _say(f"training {model} on {len(image_set)} images of {image_set.name}, attack: {attack}, into {out}")
-    logs = train(
-        classifier,
-        image_set.images,
-        image_set.labels,
-        config,
-        attack=training_attack(attack, threat, steps, step_size),
-        monitor=None if attack == "none" else training_attack("pgd", threat, steps),
+    hardened = harden(
+        image_set,
+        network=model,
+        config=config,
+        threat=threat,
+        attack=attack,
+        defense=defense,
+        steps=steps,
+        step_size=step_size,
         validation=validation,
-        resume=state,
+        device=usual_device(device),
+        state=state,
         on_epoch=lambda log: _say(_epoch_line(log, epochs)),
     )
     test_set = test_set.subset(min(1000, len(test_set)))
     measured = _measure(
-        classifier, test_set.to(usual_device(device)), evaluation_attacks(["pgd"], threat, 20), seeded(seed)
+        hardened.model, test_set.to(usual_device(device)), evaluation_attacks(["pgd"], threat, 20), seeded(seed)
     )
     settings = {
         "data": data,
@@ -172,14 +175,16 @@ def train_command(
         "training_images": len(image_set),
         "test_images": len(test_set),
         "threat": describe(threat),
+        "defense": defense,
         "attack": describe(training_attack(attack, threat, steps, step_size)),
         "training": describe(config),
         "validation": validation,
     }
-    results = {"accuracy": measured.accuracy(), "worst_case": measured.worst_case(), "epochs": describe(logs)}
+    results = {"accuracy": measured.accuracy(), "worst_case": measured.worst_case(), "epochs": describe(hardened.logs)}
     record = RunRecord("train", settings, results, command=shlex.join(["robustviz", *sys.argv[1:]]))
-    stored.save(weights, classifier, network, record, force=True)
-    state.unlink()
+    stored.save(weights, hardened.model, hardened.build, record, force=True)
+    for file in (state, *state.parent.glob(f"{state.name}-*")):
+        file.unlink(missing_ok=True)
     _say(f"\n{measured.to_markdown()}\n\nwrote {weights}; attack it with: robustviz evaluate {out}")
 
 

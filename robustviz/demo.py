@@ -42,7 +42,7 @@ class Trained:
 
 
 def run_demo(out: Path, *, seed: int = 0, say: Say = lambda message: None) -> tuple[Path, str]:
-    """Run the demo and write `out/index.html`, the tables as JSON and nothing else.
+    """Run the demo and write `out/index.html`, its pictures, and the tables as JSON.
 
     Args:
         out: Folder for the results; files of the same names are replaced.
@@ -80,7 +80,7 @@ def run_demo(out: Path, *, seed: int = 0, say: Say = lambda message: None) -> tu
         out / "index.html",
         "How robust are two networks that read digits?",
         "Two equal networks learn to read handwritten digits, one from the images as they are, one from images that an "
-        "attacker has changed. Both reach nearly the same accuracy on clean images. Then both are attacked.",
+        "attacker has changed. Then both are attacked, harder and harder.",
         sections,
         record,
     )
@@ -165,7 +165,7 @@ def _curves(sweeps: Mapping[tuple[str, str], Sweep]) -> Section:
             f"At epsilon = {THREAT.epsilon}, PGD-20 leaves {standard:.1%} of the standard network's decisions right and "
             f"{hardened:.1%} of the adversarially trained network's. These are upper bounds: a stronger attack may find more.",
         ],
-        [Picture.of(figure, alt, caption)],
+        [Picture.of("accuracy", figure, alt, caption)],
     )
 
 
@@ -183,15 +183,15 @@ def _gallery(networks: Mapping[str, Trained], test_set: ImageSet, seed: int) -> 
     )
     caption = (
         f"Each network against its own attacker, PGD-20 at epsilon = {THREAT.epsilon}. Below the pictures: decision and "
-        "confidence under attack (✓ right, ✗ wrong), and, below the change, what the network said before."
+        "confidence under attack (✓ right, ✗ wrong), and, below the change, what the network said before it. Gray means no change."
     )
     return Section(
         "What the attacker does",
         [
-            "For the standard network the change looks like noise. For the adversarially trained one it often draws or "
-            "erases strokes: to change that network's mind one has to change the digit."
+            "Every pixel moves by at most epsilon. Read the attacked digits yourself before you look at the decision: "
+            "where you still see the old digit and the network does not, it is the network that fails."
         ],
-        [Picture.of(plot_gallery(galleries), alt, caption)],
+        [Picture.of("gallery", plot_gallery(galleries), alt, caption)],
     )
 
 
@@ -227,7 +227,7 @@ def _again(seed: int) -> Section:
         "Again, and on your own data",
         [
             "The first command writes this page again, the next two train the same networks, the last one attacks one. "
-            "Replace `digits` by cifar10 or by a folder with one subfolder of pictures for each class."
+            "Replace digits by cifar10 or by a folder with one subfolder of pictures for each class."
         ],
         code="\n".join(shlex.join(command) for command in commands),
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -114,7 +115,7 @@ def plot_gallery(galleries: list[Gallery], *, figure: Figure | None = None) -> F
     """Draw one row of pictures for each image: clean, then attacked and the change for every model.
 
     Under each picture stand the decision and its probability; a wrong decision is marked with a cross and in orange.
-    The change is drawn around gray, magnified to full scale by the same factor everywhere.
+    The change is drawn around gray (no change), magnified by the same factor everywhere.
     """
     first = galleries[0]
     count, columns = len(first.labels), 1 + 2 * len(galleries)
@@ -134,8 +135,8 @@ def plot_gallery(galleries: list[Gallery], *, figure: Figure | None = None) -> F
             change.set_xlabel(f"was {gallery.classes[int(was.argmax())]} ({was.max():.0%})", color="0.35")
     axes[0, 0].set_title("clean")
     for i, gallery in enumerate(galleries):
-        axes[0, 1 + 2 * i].set_title(f"{gallery.model},\nattacked")
-        axes[0, 2 + 2 * i].set_title(f"change\n(x {0.5 / largest:.2g}, gray = 0)")
+        axes[0, 1 + 2 * i].set_title("\n".join([*wrap(gallery.model, 14), "attacked"]))
+        axes[0, 2 + 2 * i].set_title(f"change\nx {0.5 / largest:.2g}")
     return figure
 
 

@@ -18,24 +18,26 @@ class Picture:
     """A figure in a report.
 
     Attributes:
+        name: Of its file, without ending.
         png: The picture, base64-encoded.
         width: Of the shown picture, in CSS pixels.
         alt: What a reader who cannot see it should know.
         caption: What stands below it.
     """
 
+    name: str
     png: str
     width: int
     alt: str
     caption: str
 
     @classmethod
-    def of(cls, figure: Any, alt: str, caption: str) -> "Picture":
+    def of(cls, name: str, figure: Any, alt: str, caption: str) -> "Picture":
         """Render a matplotlib figure."""
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
         width = round(figure.get_size_inches()[0] * 100)
-        return cls(base64.b64encode(buffer.getvalue()).decode(), width, alt, caption)
+        return cls(name, base64.b64encode(buffer.getvalue()).decode(), width, alt, caption)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Section:
 
 
 def write_report(path: Path | str, title: str, lead: str, sections: Sequence[Section], record: RunRecord) -> Path:
-    """Write the page, whole or not at all.
+    """Write the page, and beside it every picture as a PNG file for slides, each whole or not at all.
 
     Args:
         path: The HTML file.
@@ -71,5 +73,7 @@ def write_report(path: Path | str, title: str, lead: str, sections: Sequence[Sec
 
     source = Path(__file__).with_name("report.html").read_text()
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
+    for picture in (picture for section in sections for picture in section.pictures):
+        write_whole(Path(path).with_name(f"{picture.name}.png"), base64.b64decode(picture.png))
     settings = json.dumps({"versions": record.versions, **record.settings}, indent=2)
     return write_whole(path, template.render(title=title, lead=lead, sections=sections, settings=settings) + "\n")

@@ -118,7 +118,7 @@ def train(
     optimizer = torch.optim.SGD(
         trainable, config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
     )
-    kept, held = _hold_out(labels, validation)
+    kept, held = hold_out(labels, validation)
     settings = {"config": asdict(config), "objective": describe(objective), "attack": describe(attack)}
     settings |= {"images": list(images.shape), "validation": validation}
     state = TrainingState(model, optimizer, settings, None if resume is None else Path(resume))
@@ -248,7 +248,7 @@ class _Run:
         return right["clean"] / len(held), right["robust"] / len(held) if self.monitor is not None else None
 
 
-def _hold_out(labels: Labels, share: float) -> tuple[Tensor, Tensor]:
+def hold_out(labels: Labels, share: float) -> tuple[Tensor, Tensor]:
     """Indices of the training and of the validation part, stratified and always the same."""
     size = round(share * len(labels))
     if not 0 <= share < 1 or size >= len(labels):

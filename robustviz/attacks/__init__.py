@@ -1,5 +1,45 @@
 """Attacks: `(model, images, labels, /, *, generator=None) -> images`, settings fixed with `functools.partial`."""
 
+from robustviz.attacks.adaptive import (
+    against,
+    alone_head,
+    eot,
+    exact_head,
+    identity_backward,
+    linear_head,
+    probability_margin,
+    surrogate_head,
+    wide_graph,
+)
+from robustviz.attacks.apgd import apgd, apgd_targeted
+from robustviz.attacks.blackbox import random_noise, square, transfer
 from robustviz.attacks.gradient import Step, fgsm, ifgsm, mifgsm, pgd
+from robustviz.attacks.minimal import carlini_wagner, deepfool, fmn
+from robustviz.attacks.rounding import EightBit, round_to_8bit
 
-__all__ = ["Step", "fgsm", "ifgsm", "mifgsm", "pgd"]
+__all__ = [
+    "EightBit",
+    "Step",
+    "against",
+    "alone_head",
+    "apgd",
+    "apgd_targeted",
+    "carlini_wagner",
+    "deepfool",
+    "eot",
+    "exact_head",
+    "fgsm",
+    "fmn",
+    "identity_backward",
+    "ifgsm",
+    "linear_head",
+    "mifgsm",
+    "pgd",
+    "probability_margin",
+    "random_noise",
+    "round_to_8bit",
+    "square",
+    "surrogate_head",
+    "transfer",
+    "wide_graph",
+]

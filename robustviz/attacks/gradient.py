@@ -238,7 +238,7 @@ class _Ascent:
     def run(self, model: nn.Module, images: Images, labels: Labels) -> Images:
         """Run the restarts; keep for each image whatever fools the model, else the largest objective."""
         self.check(model, images, labels)
-        together = batch_dependent(model)
+        images, together = images.detach(), batch_dependent(model)
         generator = seeded(0) if self.generator is None else self.generator
         best, fooled = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
         height = images.new_full((len(images),), -torch.inf)

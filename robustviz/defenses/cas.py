@@ -1,0 +1,180 @@
+"""Channel-wise activation suppressing (CAS): an auxiliary classifier inside the network weighs its channels.
+
+A `CASBlock` pools its maps to z, scores the classes by M z + b, and multiplies the channels by the row of M that
+belongs to one class: the true one while training, otherwise the one with the highest score. The network stays a
+function from images to logits; `cas_outputs` also gives the scores, and `joint` makes an objective count them.
+
+The choice of the highest score has no gradient, and an attack on the final logits alone does not see it. Such an attack
+overrates the defense: raise `joint` or `auxiliary`, and let the gradient pass a soft choice (`mask_temperature`).
+"""
+
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from math import isfinite
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from robustviz.models import Classifier, blocks
+from robustviz.objectives import cross_entropy, over_heads
+from robustviz.tensors import check_labels
+from robustviz.types import Images, Labels, Logits, Objective
+
+
+class CASBlock(nn.Module):
+    """Multiply each channel by its weight for one class in an auxiliary linear classifier of the pooled channels.
+
+    The weight is used as it is and may be negative; the classifier's bias has no part in it.
+
+    Args:
+        channels: Channels K of the maps.
+        classes: Classes of the auxiliary classifier.
+
+    Attributes:
+        auxiliary: The classifier, with weight (classes, K); its output is the channel logits.
+        labels: The classes whose weights are used; None means the class with the highest channel logit. Set by
+            `cas_outputs` for the length of one call.
+        mask_temperature: None: the choice of the class has no gradient, as published. A number T > 0, for attacks:
+            forward is the same, backward goes through the mean of the weights under softmax(channel logits / T).
+
+    Source: Bai et al., "Improving adversarial robustness via channel-wise activation suppressing", arXiv 2103.08307,
+    the CAS module.
+    """
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.auxiliary = nn.Linear(channels, classes)
+        self.labels: Labels | None = None
+        self.mask_temperature: float | None = None
+
+    def forward(self, maps: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k h w"]:
+        """Return the weighted maps."""
+        logits = self.auxiliary(maps.mean((2, 3)))
+        weight = self.auxiliary.weight
+        if self.labels is not None:
+            mask = weight[self.labels]
+        else:
+            mask = weight[logits.argmax(1)]
+            if self.mask_temperature is not None:
+                soft = (logits / self.mask_temperature).softmax(1) @ weight
+                mask = mask.detach() + (soft - soft.detach())
+        return maps * mask[:, :, None, None]
+
+
+@dataclass(frozen=True)
+class CASOutput:
+    """Every decision of a network with CAS.
+
+    Attributes:
+        logits: Of the network itself.
+        channel_logits: Of the auxiliary classifiers, from the first block to the last.
+    """
+
+    logits: Logits
+    channel_logits: tuple[Logits, ...]
+
+    @property
+    def agrees(self) -> Bool[Tensor, "n"]:
+        """Whether the final decision is that of the last auxiliary classifier."""
+        return self.logits.argmax(1) == self.channel_logits[-1].argmax(1)
+
+
+def cas_outputs(model: nn.Module, images: Images, labels: Labels | None = None) -> CASOutput:
+    """Run the model once, as it is, and return logits and channel logits.
+
+    Args:
+        model: A network with `CASBlock`s; its mode is neither asked nor changed.
+        images: In [0, 1].
+        labels: Classes whose weights mask the channels in this one call; None leaves the choice to the network.
+
+    Raises:
+        ValueError: If the model has no `CASBlock`, or labels do not fit images and classes.
+    """
+    modules = [module for module in model.modules() if isinstance(module, CASBlock)]
+    if not modules:
+        raise ValueError("model must have a CASBlock in its body, got none; with_cas(model, classes) inserts them")
+    if labels is not None:
+        check_labels(labels, len(images), modules[0].auxiliary.out_features)
+    seen: list[Logits] = []
+    with ExitStack() as stack:
+        for module in modules:
+            hook = module.auxiliary.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+            stack.callback(hook.remove)
+            stack.callback(setattr, module, "labels", module.labels)
+            module.labels = labels
+        logits = model(images)
+    return CASOutput(logits, tuple(seen))
+
+
+def cas_heads(model: nn.Module, images: Images, labels: Labels, /, *, beta: float = 2.0) -> list[tuple[float, Logits]]:
+    """Give the final decision with weight 1 and each of S auxiliary ones with beta / S, from one forward pass.
+
+    In train mode the labels choose the masks, in evaluation mode, where attacks run, the network itself does.
+    """
+    output = cas_outputs(model, images, labels if model.training else None)
+    share = beta / len(output.channel_logits)
+    return [(1.0, output.logits), *((share, logits) for logits in output.channel_logits)]
+
+
+def auxiliary_heads(model: nn.Module, images: Images, labels: Labels, /) -> list[tuple[float, Logits]]:
+    """Give each of S auxiliary decisions with weight 1 / S, and not the final one."""
+    return cas_heads(model, images, labels, beta=1.0)[1:]
+
+
+def joint(objective: Objective = cross_entropy, beta: float = 2.0) -> Objective:
+    """Make the CAS objective, for trainer and attacker: objective + (beta / S) * its sum over S auxiliary classifiers.
+
+    Args:
+        objective: An objective of the logits, such as `cross_entropy` or `margin`, or one that takes `heads`, such as
+            `partial(trades, attack=...)`, whose own attack then raises the joint objective too.
+        beta: Weight of the auxiliary classifiers; the paper's is 2, and attacks may sweep it.
+
+    Raises:
+        ValueError: If beta is negative or not finite.
+
+    Source: Bai et al., arXiv 2103.08307, training with the CAS loss.
+    """
+    if not (isfinite(beta) and beta >= 0):
+        raise ValueError(f"beta must be finite and >= 0, got {beta}")
+    heads = partial(cas_heads, beta=beta)
+    if "heads" in signature(objective).parameters:
+        return partial(objective, heads=heads)
+    return partial(over_heads, objective=objective, heads=heads)
+
+
+def auxiliary(objective: Objective = cross_entropy) -> Objective:
+    """Make the mean of an objective of the logits over the auxiliary classifiers alone: an attack on the masks."""
+    return partial(over_heads, objective=objective, heads=auxiliary_heads)
+
+
+def with_cas(classifier: Classifier, classes: int) -> Classifier:
+    """Copy a network of `models` with a new `CASBlock` after each of its last blocks.
+
+    Residual networks have them after the last two blocks, the small CNN after its last two convolutions, VGG16 after
+    the three convolutions of its last group. In another body, place `CASBlock`s by hand.
+
+    Args:
+        classifier: Stays as it is, and shares nothing with the result.
+        classes: Classes of the auxiliary classifiers.
+
+    Returns:
+        The copy. Each of those blocks has become a pair of the block ("0") and its `CASBlock` ("1").
+
+    Raises:
+        ValueError: If the body has fewer than two such blocks, or has CAS already.
+
+    Source: Bai et al., arXiv 2103.08307, experimental settings; the small CNN and ResNet20-110 are our choice.
+    """
+    copied = deepcopy(classifier)
+    known = blocks(copied.body)
+    if len(known) < 2 or any(isinstance(module, CASBlock) for module in copied.modules()):
+        raise ValueError("classifier must be a network of robustviz.models without CAS; else place CASBlock by hand")
+    count = 3 if any(isinstance(module, nn.MaxPool2d) for module in copied.body.modules()) else 2
+    for name, block in list(known.items())[-count:]:
+        norm = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+        inserted = CASBlock(norm.num_features, classes).to(norm.weight)
+        copied.body.set_submodule(name, nn.Sequential(block, inserted).train(block.training))
+    return copied

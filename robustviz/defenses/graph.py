@@ -1,0 +1,277 @@
+"""The graph of the weighted nonlocal Laplacian: who is a neighbor of whom, and how alike they are.
+
+    w_xy = exp(-|x - y|^2 / sigma_x^2)    for the K nearest neighbors y of x, sigma_x = distance to the M-th of them
+
+Points are ordered as in the papers' union of batch and template: unlabelled first, then the template. Which points are
+neighbors is decided without gradient and held fixed; the weights are differentiable in all points, sigma included.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BLOCK = 2**23
+"""Numbers held in memory at once while neighbors are looked for, in float64."""
+
+SPARE = 8
+"""Candidates beyond the neighbors asked for, so that rounding in the fast search is seen and made good."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A sparse weight matrix: w_xy for the pairs listed, 0 for all others. It is not symmetric.
+
+    Attributes:
+        source: x of every pair.
+        target: y of every pair.
+        values: w_xy, from 0 to 1.
+        count: How many points there are.
+        points: Where they are, without gradient; None if only the weights are known.
+    """
+
+    source: Int[Tensor, "e"]
+    target: Int[Tensor, "e"]
+    values: Float[Tensor, "e"]
+    count: int
+    points: Float[Tensor, "n d"] | None = None
+
+    def to_dense(self) -> Float[Tensor, "n n"]:
+        """Return the whole matrix, row x and column y."""
+        empty = self.values.new_zeros(self.count, self.count)
+        return empty.index_put((self.source, self.target), self.values, accumulate=True)
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest neighbors of some points, nearest first.
+
+    Attributes:
+        indices: Which points they are.
+        squared: Their squared distances, float64.
+    """
+
+    indices: Int[Tensor, "n k"]
+    squared: Float[Tensor, "n k"]
+
+
+def affinity(points: Float[Tensor, "n d"], *, neighbors: int = 15, scale_neighbor: int = 8) -> Weights:
+    """Weigh every point's nearest neighbors: w_xy = exp(-|x - y|^2 / sigma_x^2), where sigma_x is itself a distance.
+
+    Args:
+        points: Unlabelled points first, then the template. Half precision is computed in float32.
+        neighbors: K, how many neighbors a point listens to, itself not counted; at most n - 1 are used.
+        scale_neighbor: M, the neighbor whose distance is sigma_x; at most K. Where it is 0, points in the same place
+            weigh 1 and all others 0.
+
+    Returns:
+        Weights with their gradient with respect to all points.
+
+    Raises:
+        ValueError: If points are not finite, or a setting is out of range.
+
+    Source: Wang et al., arXiv 1802.00168, section 2; Wang et al., arXiv 1809.08516, section 3.
+    """
+    check_graph(neighbors, scale_neighbor)
+    points = checked(points)
+    count = min(neighbors, max(0, len(points) - 1))
+    lists = nearest(points, points, count, itself=True).indices
+    return _weigh(points, torch.arange(len(points), device=points.device), lists, scale_neighbor)
+
+
+def joined(
+    features: Float[Tensor, "u d"],
+    template: Float[Tensor, "m d"],
+    prepared: Neighbors,
+    *,
+    neighbors: int,
+    scale_neighbor: int,
+) -> Weights:
+    """Compute `affinity` of features and template together, but from neighbor lists that the template already has.
+
+    A batch point takes a place in the list of every template point that it is nearer to than its K-th neighbor. Pairs
+    inside the template are left out, because the labels there are given; so cost and memory grow linearly with it.
+
+    Args:
+        features: The batch.
+        template: The labelled points.
+        prepared: `nearest(template, template, ...)`, itself not counted.
+        neighbors: K.
+        scale_neighbor: M.
+    """
+    points, batch = torch.cat([features, template]), len(features)
+    count = min(neighbors, len(points) - 1)
+    own = nearest(features, points, count, itself=True).indices
+    rows = [torch.zeros(0, dtype=torch.long, device=points.device)]
+    reach = _reach(prepared, neighbors)
+    for start, squared, error in _blocks(template, features):
+        near = squared.amin(1) <= reach[start : start + len(squared)] + error
+        rows.append(start + near.nonzero().squeeze(1))
+    entered = torch.cat(rows)
+    new = nearest(template[entered], features, min(neighbors, batch))
+    squared = torch.cat([prepared.squared[entered], new.squared], 1)
+    order = squared.topk(min(count, squared.shape[1]), largest=False).indices
+    theirs = torch.cat([prepared.indices[entered] + batch, new.indices], 1).gather(1, order)
+    return _weigh(
+        points,
+        torch.cat([torch.arange(batch, device=points.device), batch + entered]),
+        torch.cat([own, theirs]),
+        scale_neighbor,
+        unlabelled=batch,
+    )
+
+
+def alone(
+    features: Float[Tensor, "u d"],
+    template: Float[Tensor, "m d"],
+    prepared: Neighbors,
+    *,
+    neighbors: int,
+    scale_neighbor: int,
+) -> Weights:
+    """Weigh each feature against the template as if it were the only one; arguments are those of `joined`.
+
+    The weights are those of `affinity` of one feature and the template, for all features at once.
+    """
+    points, batch, size = torch.cat([features, template]), len(features), len(template)
+    own = nearest(features, template, min(neighbors, size)).indices
+    weights = _weigh(points, torch.arange(batch, device=points.device), own + batch, scale_neighbor)
+    pairs = [torch.zeros(0, 2, dtype=torch.long, device=points.device)]
+    reach = _reach(prepared, neighbors)
+    for start, squared, error in _blocks(template, features):
+        near = squared <= reach[start : start + len(squared), None] + error[:, None]
+        pairs.append(near.nonzero() + torch.tensor([start, 0], device=points.device))
+    source, target = torch.cat(pairs).unbind(1)
+    exact = _squared(points, batch + source, target)
+    enters = exact.detach() < reach[source]
+    source, target, exact = source[enters], target[enters], exact[enters]
+    # The feature may push the M-th neighbor back by one place, or be it.
+    scale = min(scale_neighbor, size)
+    nearer = _reach(prepared, scale - 1)[source] if scale > 1 else torch.zeros_like(exact)
+    sigma = torch.maximum(torch.minimum(exact, _reach(prepared, scale)[source].to(exact)), nearer.to(exact))
+    return Weights(
+        torch.cat([weights.source, batch + source]),
+        torch.cat([weights.target, target]),
+        torch.cat([weights.values, _bell(exact, sigma)]),
+        len(points),
+        points.detach(),
+    )
+
+
+@torch.no_grad()
+def nearest(
+    queries: Float[Tensor, "q d"], points: Float[Tensor, "n d"], count: int, *, itself: bool = False
+) -> Neighbors:
+    """Find the `count` nearest points of every query, exactly, in blocks of bounded memory.
+
+    Candidates come from the expanded square |q|^2 + |p|^2 - 2 q.p, which is fast; their distances are then computed by
+    subtraction. Where rounding could have hidden a nearer point, all distances are computed by subtraction.
+
+    Args:
+        queries: Points whose neighbors are wanted.
+        points: Points to choose from.
+        count: How many, at most as many as there are.
+        itself: The queries are the first of the points, and none is its own neighbor.
+    """
+    available = len(points) - itself
+    found = []
+    for start, block, error in _blocks(queries, points, (count + SPARE) * points.shape[1]):
+        rows = torch.arange(len(block), device=block.device)
+        if itself:
+            block[rows, start + rows] = torch.inf
+        rough = block.topk(min(count + SPARE, available), largest=False)
+        indices = rough.indices
+        squared = _squared_rows(queries[start : start + len(block)], points, indices)
+        kth = squared.topk(count, largest=False).values.amax(1) if count else squared.new_zeros(len(block))
+        doubtful = (rough.values.amax(1) - error < kth) if indices.shape[1] < available else rows < 0
+        if doubtful.any():
+            some = queries[start : start + len(block)][doubtful].double()
+            direct = torch.cdist(some, points.double(), compute_mode="donot_use_mm_for_euclid_dist")
+            if itself:
+                direct[torch.arange(len(direct), device=direct.device), start + rows[doubtful]] = torch.inf
+            indices[doubtful] = direct.topk(indices.shape[1], largest=False).indices
+            squared[doubtful] = _squared_rows(some, points, indices[doubtful])
+        best = squared.topk(count, largest=False)
+        found.append((indices.gather(1, best.indices), best.values))
+    if not found:
+        empty = points.new_zeros(0, count)
+        return Neighbors(empty.long(), empty.double())
+    return Neighbors(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def check_graph(neighbors: int, scale_neighbor: int) -> None:
+    """Refuse settings of which no graph can be made."""
+    if not 1 <= scale_neighbor <= neighbors:
+        raise ValueError(
+            f"scale_neighbor must be from 1 to neighbors, got scale_neighbor={scale_neighbor} and neighbors={neighbors}"
+        )
+
+
+def checked(points: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Refuse points that are not finite; return them in float32 at least."""
+    if not bool(points.isfinite().all()):
+        raise ValueError("features must be finite, but contain NaN or infinity")
+    return points.to(torch.promote_types(points.dtype, torch.float32))
+
+
+def _blocks(queries: Tensor, points: Tensor, width: int = 1) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Expanded squared distances in blocks of rows: first row, block (rows, n), and the most that rounding can do.
+
+    The caller makes arrays of (rows, width) from a block.
+    """
+    queries, points = queries.detach().double(), points.detach().double()
+    if not points.numel():
+        queries = queries[:0]
+    middle, step = points.mean(0), max(1, BLOCK // max(1, len(points), width))
+    points = points - middle
+    lengths = points.square().sum(1, keepdim=True)
+    right = torch.cat([points, lengths, torch.ones_like(lengths)], 1).T
+    for start in range(0, len(queries), step):
+        rows = queries[start : start + step] - middle
+        own = rows.square().sum(1, keepdim=True)
+        # One product makes |q|^2 + |p|^2 - 2 q.p.
+        block = torch.cat([-2 * rows, torch.ones_like(own), own], 1) @ right
+        error = (points.shape[1] + 8) * torch.finfo(block.dtype).eps * (own.sqrt() + lengths.amax().sqrt()).square()
+        yield start, block, error.squeeze(1)
+
+
+def _squared_rows(queries: Tensor, points: Tensor, indices: Tensor) -> Tensor:
+    """Squared distances (q, k) of queries to the points listed beside them, by subtraction, float64."""
+    return (queries[:, None].double() - points[indices].double()).square_().sum(2)
+
+
+def _squared(points: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Squared distances of pairs of points, by subtraction, with gradient."""
+    return (points.index_select(0, source) - points.index_select(0, target)).square().sum(1)
+
+
+def _bell(squared: Tensor, scale: Tensor) -> Tensor:
+    """exp(-squared / scale), and its limit where the scale is 0; finite gradients everywhere."""
+    near = squared <= 700 * scale
+    tiny = torch.finfo(scale.dtype).tiny ** 0.5
+    ratio = torch.where(near, squared, 0) / torch.where(scale > tiny, scale, 1)
+    return torch.where(near, torch.exp(-ratio), 0)
+
+
+def _reach(prepared: Neighbors, place: int) -> Tensor:
+    """Squared distance of every point to its neighbor in a place, from 1; infinite where there are fewer."""
+    if place > prepared.squared.shape[1]:
+        return prepared.squared.new_full((len(prepared.squared),), torch.inf)
+    return prepared.squared[:, place - 1]
+
+
+def _weigh(
+    points: Tensor, rows: Tensor, lists: Tensor, scale_neighbor: int, *, unlabelled: int | None = None
+) -> Weights:
+    """Weigh the pairs of each row and the points in its list; of template rows only those with an unlabelled point."""
+    last = lists[:, :scale_neighbor][:, -1] if lists.shape[1] else rows
+    scale = _squared(points, rows, last)
+    keep = torch.ones_like(lists, dtype=torch.bool)
+    if unlabelled is not None:
+        keep = (rows < unlabelled)[:, None] | (lists < unlabelled)
+    row, place = keep.nonzero(as_tuple=True)
+    source, target = rows[row], lists[row, place]
+    values = _bell(_squared(points, source, target), scale.index_select(0, row))
+    return Weights(source, target, values, len(points), points.detach())
