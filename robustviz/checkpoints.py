@@ -89,11 +89,11 @@ def load(name: Path | str) -> tuple[Classifier, RunRecord]:
         raise ValueError(
             f"{path} is not the file that {path.stem}.json describes: their sha256 differ; write both anew"
         )
-    with torch.random.fork_rng([]):
-        model = build(**architecture)
     try:
+        with torch.random.fork_rng([]):
+            model = build(**architecture)
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"{path} does not fit {describe(build)['function']}: {error}") from error
     return model.eval(), record
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 from tqdm.auto import tqdm
 
 from robustviz import checkpoints as stored
+from robustviz.comparison import RESULTS
 from robustviz.data import DOWNLOADS, load, torchvision_set
 from robustviz.evaluation import RobustnessTable, evaluate
 from robustviz.models import MODELS
@@ -40,6 +41,7 @@ app = App(
     help="See, attack and harden image classifiers. Start with `robustviz demo`.",
     version_flags=["--version"],
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # main() says how to go on
 )
 
 
@@ -256,6 +258,35 @@ def evaluate_command(
 
 
 @app.command
+def compare(
+    name: Literal["wnll"],
+    /,
+    *,
+    seeds: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 3,
+    out: Path = RESULTS,
+    force: bool = False,
+) -> None:
+    """Set a defense beside the undefended network, under its published attack and under adaptive ones, over seeds.
+
+    Trains the networks of every seed and takes many minutes. Writes the figures as JSON and prints them as tables: mean
+    and standard deviation in percent, and how many attacks stand behind each worst case.
+
+    Args:
+        name: wnll: the interpolating activation against the softmax.
+        seeds: How many seeds, from 0.
+        out: Folder for the JSON files.
+        force: Replace files that exist.
+    """
+    from robustviz.experiments.wnll import compare_wnll
+
+    if existing := [file for file in out.glob(f"{name}*.json") if not force]:
+        raise FileExistsError(f"--out {out} holds {existing[0].name} already; choose another folder or add --force")
+    for comparison in compare_wnll(range(seeds), _say):
+        comparison.save(out / f"{comparison.name}.json")
+        _say(f"\n{comparison.to_markdown()}\n\nwrote {out / comparison.name}.json")
+
+
+@app.command
 def fetch(name: Literal["cifar10", "svhn", "mnist"], /, *, root: Path = DOWNLOADS) -> None:
     """Download a data set with torchvision, which shows the progress and checks the sums.
 
@@ -310,12 +341,14 @@ def _claim(out: Path, resume: bool, force: bool) -> tuple[Path, Path]:
     """Return where a run writes its weights and its state, or refuse to touch what is there."""
     weights = out if out.suffix == ".safetensors" else out / "model.safetensors"
     state = weights.with_suffix(".state")
+    interrupted = list(state.parent.glob(f"{state.name}*"))  # a defense trained in stages has a file for each
     if weights.exists() and not force:
         raise FileExistsError(f"--out {out} holds a finished run; choose another name or add --force")
-    if state.exists() and not (resume or force):
+    if interrupted and not (resume or force):
         raise FileExistsError(f"--out {out} holds an interrupted run; add --resume to go on, or --force to start anew")
     if force and not resume:
-        state.unlink(missing_ok=True)
+        for file in interrupted:
+            file.unlink()
     return weights, state
 
 

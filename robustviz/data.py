@@ -133,10 +133,14 @@ def digits(part: Part = "all") -> ImageSet:
     return _part(everything, part)
 
 
-def _part(everything: ImageSet, part: Part) -> ImageSet:
-    """Cut a set that has no test part of its own: a fixed fifth of every class."""
+def _check_part(part: Part) -> None:
     if part not in get_args(Part):
         raise ValueError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}")
+
+
+def _part(everything: ImageSet, part: Part) -> ImageSet:
+    """Cut a set that has no test part of its own: a fixed fifth of every class."""
+    _check_part(part)
     if part == "all":
         return everything
     train, test = everything.split(seeded(0), share=0.2)
@@ -159,12 +163,13 @@ def torchvision_set(
         download: Fetch the files first if they are missing (torchvision shows the progress and checks the sums).
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name or the part is unknown.
         FileNotFoundError: If the files are not there and `download` is False.
         ImportError: If torchvision does not fit the installed PyTorch.
     """
     if name not in TORCHVISION_SETS:
         raise ValueError(f"name must be one of {', '.join(TORCHVISION_SETS)}, got {name!r}")
+    _check_part(part)
     if part == "all":
         both = [torchvision_set(name, root, part=p, download=download) for p in ("train", "test")]
         images, labels = torch.cat([b.images for b in both]), torch.cat([b.labels for b in both])
@@ -205,7 +210,7 @@ def image_folder(root: Path | str, *, workers: int | None = None, cache: bool = 
 
     Pictures are read in parallel, turned into gray if all of them are gray and into RGB otherwise, put in a fixed
     shuffled order, and kept in the user's cache folder (`ROBUSTVIZ_CACHE` overrides it), so that the next call is
-    fast. The cache belongs to the list of files with their sizes and times: a changed folder is read anew.
+    fast. The cache belongs to the folder, its files, their sizes and times: a changed folder is read anew.
 
     Args:
         root: The folder; subfolder names are the class names, in alphabetical order.
@@ -230,11 +235,15 @@ def load(data: str, part: Part = "all", *, root: Path | str = DOWNLOADS) -> Imag
         ValueError: If the part is unknown or a folder's parts have different classes.
         FileNotFoundError: If there is no such set or folder.
     """
+    _check_part(part)
     if data == "digits":
         return digits(part)
     if data in TORCHVISION_SETS:
         return torchvision_set(data, root, part=part)  # type: ignore[arg-type]
     folder = Path(data)
+    if not folder.is_dir():
+        known = ", ".join(("digits", *TORCHVISION_SETS))
+        raise FileNotFoundError(f"there is no data set or folder {data}; known are {known}")
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
         return _part(image_folder(folder), part)
     names = [tuple(sorted(e.name for e in (folder / p).iterdir() if e.is_dir())) for p in ("train", "test")]

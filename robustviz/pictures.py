@@ -66,7 +66,7 @@ def _list_pictures(root: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
 
 
 def _cache_file(root: Path, files: list[Path]) -> Path:
-    key = hashlib.sha256()
+    key = hashlib.sha256(str(root.resolve()).encode())
     for file in files:
         state = file.stat()
         key.update(f"{file.relative_to(root)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
@@ -96,6 +96,8 @@ def _read_picture(file: Path) -> np.ndarray:
 
     try:
         with Image.open(file) as picture:
+            if picture.mode[0] in "IF":  # Pillow would clip these numbers at 255
+                raise ValueError(f"mode {picture.mode} has more than 8 bits a channel; convert it to 8")
             return np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as a picture ({error}); repair or remove it") from error

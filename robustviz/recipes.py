@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -37,7 +37,12 @@ def training_attack(
 
     `"pgd"` is Madry et al. (arXiv 1706.06083). `"fgsm-rs"` is one step of 1.25 epsilon from a random start (Wong, Rice
     & Kolter, "Fast is better than free", arXiv 2001.03994), which may collapse: watch it with PGD.
+
+    Raises:
+        ValueError: If the name is unknown.
     """
+    if name not in get_args(TrainingAttack):
+        raise ValueError(f"name must be one of {', '.join(get_args(TrainingAttack))}, got {name!r}")
     if name == "none":
         return None
     if name == "fgsm-rs":
@@ -48,13 +53,20 @@ def training_attack(
 def evaluation_attacks(
     names: Iterable[EvaluationAttack], threat: Threat, steps: int = 20, restarts: int = 1
 ) -> dict[str, Attack]:
-    """Attacks to measure with, by the names their columns have."""
+    """Attacks to measure with, by the names their columns have.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    names = list(names)
     known: dict[EvaluationAttack, tuple[str, Attack]] = {
         "fgsm": ("FGSM", partial(fgsm, threat=threat)),
         "ifgsm": (f"IFGSM-{steps}", partial(ifgsm, threat=threat, steps=steps)),
         "pgd": (f"PGD-{steps}", partial(pgd, threat=threat, steps=steps, restarts=restarts)),
         "mifgsm": (f"MI-FGSM-{steps}", partial(mifgsm, threat=threat, steps=steps)),
     }
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"names must be of {', '.join(known)}, got {unknown[0]!r}")
     return dict(known[name] for name in names)
 
 
@@ -65,7 +77,9 @@ def usual_device(name: str) -> torch.device:
         ValueError: If there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

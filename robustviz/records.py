@@ -44,6 +44,8 @@ def describe(value: Any) -> Any:
         return value.item() if value.dim() == 0 else {"type": "Tensor", "shape": list(value.shape)}
     if isinstance(value, torch.nn.Module | torch.Generator):
         return type(value).__name__
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
     return str(value)
 
 

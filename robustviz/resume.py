@@ -57,7 +57,7 @@ class TrainingState:
         """Read the file, if there is one, into model and optimizer.
 
         Raises:
-            ValueError: If the file is damaged, or belongs to a run with other settings.
+            ValueError: If the file is damaged, or belongs to a run with other settings or another model.
         """
         if self.path is None or not self.path.exists():
             return []
@@ -76,7 +76,10 @@ class TrainingState:
                 f"{self.path} belongs to a run with another {' and '.join(changed)}; "
                 "use the settings it was started with, or remove it to start anew"
             )
-        self.model.load_state_dict(_part(tensors, "model"))
+        try:
+            self.model.load_state_dict(_part(tensors, "model"))
+        except RuntimeError as error:
+            raise ValueError(f"{self.path} belongs to a run with another model: {error}") from error
         self.best = _part(tensors, "best")
         momenta = _part(tensors, "momentum")
         for index, parameter in enumerate(self._trained()):

@@ -16,7 +16,7 @@ from robustviz.data import augment, stratified
 from robustviz.objectives import cross_entropy
 from robustviz.records import describe
 from robustviz.resume import EpochLog, TrainingState
-from robustviz.tensors import check_images, evaluating, seeded
+from robustviz.tensors import check_images, check_labels, drawing, evaluating, seeded
 from robustviz.types import Attack, Images, Labels, Objective
 
 Schedule = Literal["constant", "steps", "cosine", "one-cycle"]
@@ -120,10 +120,12 @@ def train(
     )
     kept, held = hold_out(labels, validation)
     settings = {"config": asdict(config), "objective": describe(objective), "attack": describe(attack)}
-    settings |= {"images": list(images.shape), "validation": validation}
+    settings |= {"monitor": describe(monitor), "images": list(images.shape), "validation": validation}
     state = TrainingState(model, optimizer, settings, None if resume is None else Path(resume))
     logs = state.restore()
     run = _Run(model, images, labels, config, optimizer, objective, attack, monitor or attack)
+    with evaluating(model), torch.no_grad():
+        check_labels(labels, len(labels), model(images[:1].to(run.device)).shape[1])
     with _training(model, run.bf16), run.progress_bar(len(logs), len(kept)) as bar:
         for epoch in range(len(logs), config.epochs):
             started = time.perf_counter()
@@ -224,7 +226,7 @@ class _Run:
         """Make one step of the optimizer; return the mean objective before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with self.autocast():
+        with drawing(self.model, noise), self.autocast():
             loss = self.objective(self.model, images, labels, generator=noise).float().mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

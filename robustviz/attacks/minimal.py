@@ -101,8 +101,7 @@ def _descend(
     first, second, point = torch.zeros_like(images), torch.zeros_like(images), images.clone()
     found, wins = torch.zeros_like(best.fooled), torch.zeros_like(best.fooled)
     lead, lowest = torch.zeros_like(const), torch.full_like(const, inf)
-    # An image that is wrong as it is has nothing to look for.
-    moving = ~(best.fooled & (best.score == 0)) | best.together
+    moving = torch.ones_like(found)
     for step in range(steps):
         rows = moving.nonzero().squeeze(1)
         if not len(rows):
@@ -115,12 +114,17 @@ def _descend(
         loss = missing.detach() + change.square().sum((1, 2, 3))
         lead[rows], wins[rows] = values.detach(), fooled
         found |= wins
-        best.offer(rows, here, fooled, -norms(change, "l2"))
+        distance = norms(change, "l2")
+        best.offer(rows, here, fooled, -distance)
         if on_step is not None:
             on_step(Step(search, step, point.clone(), lead.clone(), wins.clone()))
-        if (step + 1) % max(steps // 10, 1) == 0 and not best.together:
-            moving[rows] = loss <= 0.9999 * lowest[rows]
+        done = fooled & (distance == 0)  # wrong as it is: nothing nearer can be found
+        if (step + 1) % max(steps // 10, 1) == 0:
+            done |= loss > 0.9999 * lowest[rows]
             lowest[rows] = loss
+        goes = ~done | best.together
+        moving[rows] = goes
+        rows, slope, change = rows[goes], slope[goes], change[goes]
         # Adam, with the slope carried from pixels to their places on the curve.
         slope = (slope + 2 * change) * (1 - place[rows].tanh().square()) / (2 * SHRINK)
         first[rows] = 0.9 * first[rows] + 0.1 * slope
@@ -190,7 +194,7 @@ def fmn(
             if on_step is not None:
                 on_step(Step(0, step, point, values, fooled))
             rate = 0.001 + (gamma - 0.001) * fade
-            boundary = distance + values.abs() / _dual(slope, norm)
+            boundary = 1.001 * (distance + values.abs() / _dual(slope, norm))  # a little beyond
             outside = torch.where(best.fooled, radius * (1 + rate), boundary)
             radius = torch.where(fooled, torch.minimum(radius * (1 - rate), -best.score), outside)
             length = step_size * (0.01 + 0.99 * fade)

@@ -1,0 +1,214 @@
+"""What every comparison shares: networks, attacks, strengths and seeds in; accuracies, spread and worst cases out."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from robustviz.data import ImageSet
+from robustviz.evaluation import CLEAN, RobustnessTable, evaluate
+from robustviz.records import table, versions, write_whole
+from robustviz.tensors import seeded
+from robustviz.types import Attack, Norm, Threat
+
+Kind = Literal["published", "adaptive"]
+
+PUBLISHED, WORST = "worst of published", "worst of all"
+"""Names of the two derived rows: what the attacks of the paper leave, and what all attacks together leave."""
+
+RESULTS = Path("data/results")
+"""Where `robustviz compare` writes, from the folder it is started in."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One attack of a comparison.
+
+    Attributes:
+        attack: Anything that takes `threat`, settings fixed with `partial`.
+        kind: `"published"` for what a paper measured its defense with, `"adaptive"` for what answers the defense.
+    """
+
+    attack: Callable[..., Any]
+    kind: Kind = "adaptive"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Accuracies of several networks, attack by attack, over strengths and seeds.
+
+    Attributes:
+        name: Of the comparison.
+        accuracies: `accuracies[network][epsilon][condition]`, one number for each seed, 0 to 1. Conditions are the
+            clean images, every attack, and the two worst cases, image by image.
+        kinds: Kind of each attack by its name.
+        remarks: Other figures by name, one number for each seed.
+        settings: Data, number of images, norm, steps, seeds and the like.
+        versions: Of the software.
+    """
+
+    name: str
+    accuracies: dict[str, dict[str, dict[str, list[float]]]]
+    kinds: dict[str, Kind]
+    remarks: dict[str, list[float]]
+    settings: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=versions)
+
+    @property
+    def networks(self) -> list[str]:
+        """Names of the networks."""
+        return list(self.accuracies)
+
+    @property
+    def epsilons(self) -> list[float]:
+        """Strengths in pixel units, growing."""
+        return sorted(float(key) for key in next(iter(self.accuracies.values())))
+
+    def values(self, network: str, epsilon: float, condition: str) -> list[float]:
+        """Accuracy for each seed; empty if the attack does not apply to the network."""
+        return self.accuracies[network][f"{epsilon:.4g}"].get(condition, [])
+
+    def mean(self, network: str, epsilon: float, condition: str) -> float:
+        """Mean accuracy over the seeds; NaN if the attack does not apply to the network."""
+        found = self.values(network, epsilon, condition)
+        return statistics.fmean(found) if found else float("nan")
+
+    def attacks(self, network: str) -> list[str]:
+        """Attacks that the network was measured with: what stands behind its worst case."""
+        conditions = next(iter(self.accuracies[network].values()))
+        return [name for name in conditions if name in self.kinds]
+
+    def rows(self, epsilon: float) -> tuple[list[str], list[list[str]]]:
+        """Headers and rows of the table at one strength: attacks down, networks across, mean and spread in percent."""
+        every = list(dict.fromkeys(a for network in self.networks for a in self.attacks(network)))
+        rows = []
+        for condition in [CLEAN, *every, PUBLISHED, WORST]:
+            kind = self.kinds.get(condition)
+            cells = [spread(self.values(network, epsilon, condition)) for network in self.networks]
+            rows.append([f"{condition} ({kind})" if kind else condition, *cells])
+        rows.append(["attacks behind the worst case", *(str(len(self.attacks(network))) for network in self.networks)])
+        return [f"accuracy % at epsilon {epsilon:g}", *self.networks], rows
+
+    def to_markdown(self) -> str:
+        """Tables of all strengths, and the remarks."""
+        parts = [table(*self.rows(epsilon)) for epsilon in self.epsilons]
+        if self.remarks:
+            parts.append(table(["also", "%"], [[name, spread(values)] for name, values in self.remarks.items()]))
+        return "\n\n".join(parts)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the comparison as JSON, whole or not at all."""
+        return write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Comparison":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file is something else.
+        """
+        try:
+            return cls(**json.loads(Path(path).read_text()))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is not a comparison: {error}") from error
+
+
+def spread(shares: Sequence[float]) -> str:
+    """Mean and, over several seeds, standard deviation, in percent."""
+    if not shares:
+        return "-"
+    text = f"{100 * statistics.fmean(shares):.1f}"
+    return text if len(shares) == 1 else f"{text} ± {100 * statistics.stdev(shares):.1f}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network of one seed with the attacks that apply to it.
+
+    Attributes:
+        model: In evaluation mode.
+        contests: Attacks by name.
+        remarks: Other figures, filled by `remark` once the network has been attacked.
+    """
+
+    model: nn.Module
+    contests: Mapping[str, Contest]
+    remarks: Mapping[str, float] = field(default_factory=dict)
+
+
+def compare(
+    name: str,
+    entries: Callable[[int], Iterator[tuple[str, Entry]]],
+    test_set: ImageSet,
+    *,
+    seeds: Sequence[int],
+    epsilons: Sequence[float],
+    settings: Mapping[str, Any],
+    norm: Norm = "linf",
+    batch_size: int = 256,
+    say: Callable[[str], Any] = lambda message: None,
+) -> Comparison:
+    """Attack every network of every seed at every strength.
+
+    Args:
+        name: Of the comparison.
+        entries: Trains or loads the networks of a seed, one after the other.
+        test_set: Images to attack.
+        seeds: One column of figures each.
+        epsilons: Strengths in pixel units.
+        settings: What else the record should say.
+        norm: Of the strengths.
+        batch_size: Images at a time.
+        say: Called with a line of text when a network has been measured.
+    """
+    accuracies: dict[str, dict[str, dict[str, list[float]]]] = {}
+    kinds: dict[str, Kind] = {}
+    remarks: dict[str, list[float]] = {}
+    for seed in seeds:
+        for network, entry in entries(seed):
+            for epsilon in epsilons:
+                threat = Threat(norm, epsilon)
+                attacks = {label: with_threat(contest.attack, threat) for label, contest in entry.contests.items()}
+                measured = evaluate(
+                    entry.model,
+                    test_set.images,
+                    test_set.labels,
+                    attacks,
+                    batch_size=batch_size,
+                    generator=seeded(seed),
+                )
+                row = accuracies.setdefault(network, {}).setdefault(f"{epsilon:.4g}", {})
+                for condition, share in _shares(measured, entry.contests).items():
+                    row.setdefault(condition, []).append(share)
+            kinds |= {label: contest.kind for label, contest in entry.contests.items()}
+            for remark, share in entry.remarks.items():
+                remarks.setdefault(remark, []).append(share)
+            found = accuracies[network][f"{epsilons[-1]:.4g}"]
+            say(
+                f"seed {seed}, {network}, epsilon {epsilons[-1]:g}: clean {found[CLEAN][-1]:.1%}, "
+                f"{PUBLISHED} {found[PUBLISHED][-1]:.1%}, {WORST} {found[WORST][-1]:.1%}"
+            )
+    recorded = {"seeds": list(seeds), "images": len(test_set), "norm": norm, "batch_size": batch_size, **settings}
+    return Comparison(name, accuracies, kinds, remarks, recorded)
+
+
+def with_threat(attack: Any, threat: Threat) -> Attack:
+    """Fix the threat of an attack, or of the attack inside an attack that is made of another one."""
+    inner = getattr(attack, "keywords", {}).get("attack")
+    return partial(attack, attack=with_threat(inner, threat)) if inner is not None else partial(attack, threat=threat)
+
+
+def _shares(measured: RobustnessTable, contests: Mapping[str, Contest]) -> dict[str, float]:
+    """Accuracy under each condition, and image by image under all published and under all attacks."""
+    right = dict(zip(measured.conditions, measured.correct.all(1), strict=True))
+    published = [right[CLEAN], *(right[label] for label, contest in contests.items() if contest.kind == "published")]
+    shares = measured.accuracy()
+    shares[PUBLISHED] = torch.stack(published).all(0).double().mean().item()
+    shares[WORST] = measured.worst_case()
+    return dict(shares)

@@ -1,0 +1,186 @@
+"""WNLL against the softmax: the same networks, the published attack beside the adaptive ones."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from robustviz.attacks import (
+    against,
+    alone_head,
+    ifgsm,
+    linear_head,
+    pgd,
+    probability_margin,
+    square,
+    surrogate_head,
+    wide_graph,
+)
+from robustviz.comparison import Comparison, Contest, Entry, compare
+from robustviz.data import ImageSet, digits
+from robustviz.defenses.wnll import wnll_classifier
+from robustviz.evaluation import evaluate
+from robustviz.models import Classifier
+from robustviz.objectives import margin
+from robustviz.pipelines import harden
+from robustviz.recipes import usual_threat
+from robustviz.records import describe
+from robustviz.tensors import evaluating, seeded
+from robustviz.training import TrainConfig
+
+EPSILONS = (0.05, 0.1, 0.15)
+STEPS = 20
+
+SOFTMAX: Mapping[str, Contest] = {
+    "IFGSM": Contest(partial(ifgsm, steps=STEPS), "published"),
+    "PGD": Contest(partial(pgd, steps=STEPS)),
+    "PGD, margin": Contest(partial(pgd, steps=STEPS, objective=margin)),
+    "Square": Contest(partial(square, steps=300)),
+}
+"""What a network with a linear head is measured with."""
+
+
+def wnll_contests(steps: int = STEPS) -> dict[str, Contest]:
+    """Attacks on a network with a WNLL head: the published one and those that answer it, all scored on the head."""
+
+    def through(view: Callable[[Any], Any], **settings: Any) -> Contest:
+        return Contest(partial(against, view=view, attack=partial(pgd, steps=steps, random_start=False, **settings)))
+
+    log_surrogate = partial(surrogate_head, logarithm=True)
+    published = partial(against, view=surrogate_head, attack=partial(ifgsm, steps=steps))
+    return {
+        "surrogate gradient": Contest(published, "published"),
+        "surrogate on log u": through(log_surrogate),
+        "transfer from the linear head": through(linear_head),
+        "transfer, margin": through(linear_head, objective=margin),
+        "exact, -log u": Contest(partial(pgd, steps=steps, random_start=False)),
+        "exact, margin": Contest(partial(pgd, steps=steps, random_start=False, objective=probability_margin)),
+        "one at a time, margin": through(alone_head, objective=probability_margin),
+        **{f"wide graph, K = {k}": through(wide_graph(k), objective=probability_margin) for k in (60, 150, 200)},
+        "Square": Contest(partial(square, steps=300)),
+    }
+
+
+def compare_wnll(seeds: Sequence[int], say: Callable[[str], Any] = lambda message: None) -> list[Comparison]:
+    """Compare softmax and WNLL on digits: on pixels as features, and on trained networks, natural and adversarial.
+
+    Args:
+        seeds: Each trains the networks anew.
+        say: Called with a line of text at every step.
+
+    Returns:
+        Two comparisons, named `wnll-pixels` and `wnll`.
+    """
+    training_set, test_set = digits("train"), digits("test")
+    settings = {"data": "digits", "steps": STEPS, "contests": describe({**SOFTMAX, **wnll_contests()})}
+    pixels = compare(
+        "wnll-pixels",
+        partial(pixel_entries, training_set),
+        test_set.subset(200),
+        seeds=seeds,
+        epsilons=(0.1, 0.2, 0.3),
+        settings={**settings, "template": 300},
+        say=say,
+    )
+    trained = compare(
+        "wnll",
+        partial(trained_entries, training_set, test_set),
+        test_set,
+        seeds=seeds,
+        epsilons=EPSILONS,
+        settings={**settings, "training": describe(TrainConfig()), "threat": describe(usual_threat("digits"))},
+        say=say,
+    )
+    return [pixels, trained]
+
+
+def pixel_entries(training_set: ImageSet, seed: int) -> Iterator[tuple[str, Entry]]:
+    """WNLL on the pixels themselves, with logistic regression on the same template of 300 digits beside it."""
+    from sklearn.linear_model import LogisticRegression
+
+    template = training_set.subset(300, seeded(seed))
+    fitted = LogisticRegression(C=1e4, max_iter=2000).fit(template.images.flatten(1).numpy(), template.labels.numpy())
+    linear = torch.nn.Linear(64, 10)
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(fitted.coef_))
+        linear.bias.copy_(torch.from_numpy(fitted.intercept_))
+    plain = Classifier(torch.nn.Flatten(), linear, normalize=torch.nn.Identity()).eval()
+    yield "pixels, softmax", Entry(plain, SOFTMAX)
+    yield "pixels, WNLL", Entry(wnll_classifier(plain, template, size=300), wnll_contests())
+
+
+def trained_entries(training_set: ImageSet, test_set: ImageSet, seed: int) -> Iterator[tuple[str, Entry]]:
+    """Networks trained for WNLL, each with its linear head and with its WNLL head, jointly and one at a time."""
+    for name, attack in (("standard", "none"), ("adversarial", "pgd")):
+        hardened = harden(
+            training_set,
+            network="small_cnn",
+            config=TrainConfig(seed=seed),
+            threat=usual_threat("digits"),
+            attack=attack,  # type: ignore[arg-type]
+            defense="wnll",
+        )
+        interpolating = hardened.model
+        head: Any = interpolating.head
+        softmax = interpolating.replace(head=head.linear)
+        contests = wnll_contests()
+        size = len(head.template)
+        other = partial(wnll_classifier, image_set=training_set, size=size // 2, templates=2, generator=seeded(seed, 1))
+        contests["other templates (EOT)"] = Contest(
+            partial(against, view=other, attack=partial(pgd, steps=STEPS, objective=probability_margin))
+        )
+        yield f"{name}, softmax", Entry(softmax, SOFTMAX)
+        remarks = {f"{name}: {key}": share for key, share in _remarks(softmax, interpolating, test_set).items()}
+        yield f"{name}, WNLL", Entry(interpolating, contests, remarks)
+        alone = interpolating.replace(head=head.with_settings(joint=False))
+        yield f"{name}, WNLL one at a time", Entry(alone, contests)
+
+
+def _remarks(softmax: Classifier, interpolating: Classifier, test_set: ImageSet) -> dict[str, float]:
+    """Mutual classification, vanished gradients, and what remains when one attacked image stands among clean ones."""
+    threat = usual_threat("digits")
+    attack = partial(ifgsm, threat=threat, steps=STEPS)
+    images, labels = test_set.images, test_set.labels
+    on_softmax = attack(softmax, images, labels)
+    published = against(interpolating, images, labels, view=surrogate_head, attack=attack)
+    exact = partial(ifgsm, threat=threat, steps=STEPS, objective=probability_margin)(interpolating, images, labels)
+
+    def right(model: Classifier, attacked: torch.Tensor) -> float:
+        return evaluate(model, attacked, labels, {}).accuracy("clean")
+
+    return {
+        f"softmax decides on images attacked on softmax, epsilon {threat.epsilon}": right(softmax, on_softmax),
+        f"WNLL decides on images attacked on softmax, epsilon {threat.epsilon}": right(interpolating, on_softmax),
+        f"softmax decides on images attacked on WNLL, epsilon {threat.epsilon}": right(softmax, published),
+        f"WNLL decides on images attacked on WNLL, epsilon {threat.epsilon}": right(interpolating, published),
+        "images with zero exact gradient, jointly": zero_gradients(interpolating, test_set),
+        "images with zero exact gradient, one at a time": zero_gradients(alone_head(interpolating), test_set),
+        f"right: all attacked (exact, margin), epsilon {threat.epsilon}": right(interpolating, exact),
+        f"right: one attacked image among clean ones, epsilon {threat.epsilon}": among_clean(
+            interpolating, images, exact, labels
+        ),
+    }
+
+
+def zero_gradients(model: torch.nn.Module, test_set: ImageSet) -> float:
+    """Share of images whose margin of probabilities has no gradient at all with respect to the pixels."""
+    images = test_set.images.clone().requires_grad_()
+    with evaluating(model), torch.enable_grad():
+        values = probability_margin(model, images, test_set.labels)
+        gradient = torch.autograd.grad(values.sum(), images)[0]
+    return (gradient.flatten(1).abs().amax(1) == 0).double().mean().item()
+
+
+@torch.no_grad()
+def among_clean(
+    model: torch.nn.Module, images: torch.Tensor, attacked: torch.Tensor, labels: torch.Tensor, count: int = 100
+) -> float:
+    """Share of the first `count` images that are right when each is the only attacked one in a batch of so many."""
+    right = 0
+    with evaluating(model):
+        for index in range(min(count, len(images))):
+            batch = images[:count].clone()
+            batch[index] = attacked[index]
+            right += int(model(batch)[index].argmax() == labels[index])
+    return right / min(count, len(images))
