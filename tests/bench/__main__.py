@@ -1,0 +1,21 @@
+"""Run the benches `bench_*.py` beside this file, or those whose name contains NAME, and print their ratios."""
+
+import importlib
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    found = sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py"))
+    chosen = [name for name in found if wanted in name]
+    if not chosen:
+        sys.exit(f"no bench is named {wanted!r}; there are {', '.join(found)}")
+    print(f"{'what':<22}{'against':<22}{'median':>7}   {'min .. max':<18}{'target':>6}   met", flush=True)
+    for name in chosen:
+        for ratio in importlib.import_module(f"tests.bench.{name}").main():
+            print(ratio.row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

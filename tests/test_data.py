@@ -1,0 +1,328 @@
+"""Image sets, loaders and augmentation; the sets of torchvision are small forgeries in its own file formats."""
+
+import hashlib
+import pickle
+import struct
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import savemat
+
+from robustviz.data import ImageSet, augment, digits, load, stratified, torchvision_set
+from robustviz.tensors import seeded
+
+labelings = st.lists(st.integers(0, 4), min_size=2, max_size=80).map(torch.tensor)
+seeds = st.integers(0, 2**31)
+
+
+def numbered(labels):
+    """A set whose every image holds its own number, so that it is recognized wherever it goes."""
+    count = len(labels)
+    images = (torch.arange(count) / count).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
+    return ImageSet(images, labels, tuple("abcde"), "numbered")
+
+
+def numbers(image_set):
+    return image_set.images[:, 0, 0, 0].tolist()
+
+
+def shares_hold(whole, part):
+    """Every class has its share of the part, to within one image."""
+    expected = torch.bincount(whole.labels, minlength=5) * len(part) / len(whole)
+    return bool(((torch.bincount(part.labels, minlength=5) - expected).abs() < 1).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(labelings, seeds, st.data())
+def test_subset_is_stratified_and_keeps_the_order(labels, seed, data):
+    whole = numbered(labels)
+    size = data.draw(st.integers(1, len(whole)))
+    part = whole.subset(size, seeded(seed))
+    assert len(part) == size
+    assert shares_hold(whole, part)
+    assert numbers(part) == sorted(set(numbers(part)))
+    assert set(numbers(part)) <= set(numbers(whole))
+    assert numbers(whole.subset(size, seeded(seed))) == numbers(part)
+
+
+@settings(max_examples=60, deadline=None)
+@given(labelings, seeds, st.floats(0.01, 0.99))
+def test_split_is_disjoint_and_complete(labels, seed, share):
+    whole = numbered(labels)
+    size = round(share * len(whole))
+    if not 0 < size < len(whole):
+        with pytest.raises(ValueError, match="share must leave images on both sides"):
+            whole.split(seeded(seed), share=share)
+        return
+    larger, held = whole.split(seeded(seed), share=share)
+    assert len(held) == size
+    assert sorted(numbers(larger) + numbers(held)) == numbers(whole)
+    assert shares_hold(whole, held)
+    assert shares_hold(whole, larger)
+    assert all(numbers(part) == sorted(numbers(part)) for part in (larger, held))
+    assert numbers(whole.split(seeded(seed), share=share)[1]) == numbers(held)
+
+
+def test_the_draw_depends_on_the_generator():
+    whole = numbered(torch.arange(60) % 5)
+    assert numbers(whole.subset(20)) == numbers(whole.subset(20, seeded(0)))
+    assert numbers(whole.subset(20)) != numbers(whole.subset(20, seeded(1)))
+    assert numbers(whole.split()[1]) != numbers(whole.split(seeded(1))[1])
+
+
+def test_stratified_of_everything_is_everything():
+    labels = torch.tensor([4, 0, 0, 2])
+    assert stratified(labels, 4).tolist() == [0, 1, 2, 3]
+    assert stratified(labels, 0).tolist() == []
+
+
+def test_batches_in_order_and_shuffled():
+    whole = numbered(torch.arange(11) % 5)
+    in_order = list(whole.batches(4))
+    assert [len(images) for images, _ in in_order] == [4, 4, 3]
+    assert torch.equal(torch.cat([images for images, _ in in_order]), whole.images)
+    assert torch.equal(torch.cat([labels for _, labels in in_order]), whole.labels)
+    shuffled = list(whole.batches(4, seeded(0)))
+    assert [len(images) for images, _ in shuffled] == [4, 4, 3]
+    order = [round(value * 11) for images, _ in shuffled for value in images[:, 0, 0, 0].tolist()]
+    assert sorted(order) == list(range(11))
+    assert order != list(range(11))
+    assert torch.cat([labels for _, labels in shuffled]).tolist() == [number % 5 for number in order]
+
+
+def test_digits_parts():
+    whole, train, test = digits("all"), digits("train"), digits("test")
+    assert (len(whole), len(train), len(test)) == (1797, 1438, 359)
+    assert whole.images.dtype == torch.float32
+    assert (whole.images.min(), whole.images.max()) == (0, 1)
+    assert whole.classes == tuple("0123456789")
+
+    def prints(part):
+        return sorted(
+            (int(label), tuple(image.flatten().tolist())) for image, label in zip(part.images, part.labels, strict=True)
+        )
+
+    assert sorted(prints(train) + prints(test)) == prints(whole)
+    assert not set(prints(train)) & set(prints(test))
+    assert torch.equal(digits("test").images, test.images)
+
+
+def test_no_part_is_sorted_by_class():
+    for part in (digits("train"), digits("test")):
+        assert len(part.labels[:40].unique()) == 10
+
+
+def test_bad_image_sets(unchecked):
+    images, labels = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
+    for bad_images, bad_labels, error, words in (
+        (images * 255, labels, ValueError, "divide by 255"),
+        ((images * 255).byte(), labels, TypeError, "float"),
+        (images.clone().fill_(torch.nan), labels, ValueError, "NaN"),
+        (images - 1, labels, ValueError, r"\[0, 1\]"),
+        (images[0], labels, ValueError, "shape"),
+        (images[:0], labels[:0], ValueError, "empty"),
+        (images, labels + 1, ValueError, "below the number of classes 2, got 2"),
+        (images, labels - 1, ValueError, "from 0, got -1"),
+        (images, labels[:3], ValueError, r"shape \(4,\)"),
+        (images, labels.float(), TypeError, "integer"),
+    ):
+        with pytest.raises(error, match=words):
+            ImageSet(bad_images, bad_labels, ("a", "b"), "bad")
+
+
+def test_bad_settings_of_a_set(unchecked):
+    whole = numbered(torch.arange(10) % 5)
+    for size in (0, -1, 11):
+        with pytest.raises(ValueError, match=f"size must be from 1 to 10.*got {size}"):
+            whole.subset(size)
+    for share in (0.0, 1.0, -0.5, 0.01):
+        with pytest.raises(ValueError, match="share must leave"):
+            whole.split(share=share)
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+        list(whole.batches(0))
+    for call in (digits, lambda part: load("digits", part), lambda part: torchvision_set("svhn", part=part)):
+        with pytest.raises(ValueError, match="part must be one of all, train, test, got 'extra'"):
+            call("extra")
+    with pytest.raises(ValueError, match="cifar10, svhn, mnist, got 'imagenet'"):
+        torchvision_set("imagenet")
+    with pytest.raises(FileNotFoundError, match="imagenet; known are digits, cifar10, svhn, mnist"):
+        load("imagenet")
+
+
+def moved(image, down, right, mirror):
+    """Shift an image pixel by pixel, zeros coming in, then mirror it."""
+    result = torch.zeros_like(image)
+    _, height, width = image.shape
+    for row in range(height):
+        for column in range(width):
+            if 0 <= row + down < height and 0 <= column + right < width:
+                result[:, row, column] = image[:, row + down, column + right]
+    return result.flip(2) if mirror else result
+
+
+@pytest.mark.parametrize(("padding", "flip"), [(2, True), (2, False), (0, True), (0, False)])
+def test_augment_shifts_and_mirrors(padding, flip):
+    images = torch.rand(24, 2, 5, 7, generator=seeded(3)) + 0.01  # no zeros of their own
+    result = augment(images / 2, padding=padding, flip=flip, generator=seeded(1)) * 2
+    used = []
+    for image, after in zip(images, result, strict=True):
+        moves = [
+            (down, right, mirror)
+            for down in range(-padding, padding + 1)
+            for right in range(-padding, padding + 1)
+            for mirror in (False, True)
+            if torch.allclose(moved(image, down, right, mirror), after)
+        ]
+        assert len(moves) == 1
+        used += moves
+    every = set(range(-padding, padding + 1))
+    assert {down for down, _, _ in used} == every
+    assert {right for _, right, _ in used} == every
+    assert {mirror for _, _, mirror in used} == ({False, True} if flip else {False})
+    assert len(set(used)) > (10 if padding else flip)  # every image has its own move
+
+
+def test_augment_follows_the_generator_alone():
+    images = torch.rand(16, 3, 8, 8, generator=seeded(0))
+    state = torch.get_rng_state()
+    assert torch.equal(augment(images), augment(images, generator=seeded(0)))
+    assert not torch.equal(augment(images), augment(images, generator=seeded(1)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# Small sets in the file formats of torchvision.
+
+
+def forged(monkeypatch, name, root):
+    """Write 6 training and 4 test images; return them as {part: (bytes n c h w, labels)}."""
+    from torchvision import datasets
+
+    source = np.random.default_rng(0)
+    shape = (1, 28, 28) if name == "mnist" else (3, 32, 32)
+    sets = {
+        part: (source.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 3)
+        for part, n in (("train", 6), ("test", 4))
+    }
+    if name == "svhn":
+        for part, (pixels, labels) in sets.items():
+            tens = np.where(labels == 0, 10, labels)[:, None]  # SVHN calls the digit 0 ten
+            savemat(root / f"{part}_32x32.mat", {"X": pixels.transpose(2, 3, 1, 0), "y": tens})
+        entries = {p: ["", f"{p}_32x32.mat", md5(root / f"{p}_32x32.mat")] for p in ("train", "test")}
+        monkeypatch.setattr(datasets.SVHN, "split_list", entries)
+    elif name == "cifar10":
+        folder = root / "cifar-10-batches-py"
+        folder.mkdir()
+        contents = {
+            part: {"data": pixels.reshape(len(pixels), -1), "labels": labels.tolist()}
+            for part, (pixels, labels) in sets.items()
+        }
+        contents["meta"] = {"label_names": ["airplane", "car", "bird"]}
+        for part, content in contents.items():
+            (folder / part).write_bytes(pickle.dumps(content))
+        monkeypatch.setattr(datasets.CIFAR10, "train_list", [["train", md5(folder / "train")]])
+        monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test", md5(folder / "test")]])
+        meta = {"filename": "meta", "key": "label_names", "md5": md5(folder / "meta")}
+        monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    else:
+        folder = root / "MNIST" / "raw"
+        folder.mkdir(parents=True)
+        for part, prefix in (("train", "train"), ("test", "t10k")):
+            pixels, labels = sets[part]
+            head = struct.pack(">4i", 0x803, len(pixels), 28, 28)
+            (folder / f"{prefix}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+            head = struct.pack(">2i", 0x801, len(labels))
+            (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(head + labels.astype(np.uint8).tobytes())
+    return sets
+
+
+def md5(file):
+    return hashlib.md5(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn", "mnist"])
+def test_torchvision_sets(name, tmp_path, monkeypatch):
+    sets = forged(monkeypatch, name, tmp_path)
+    for part in ("train", "test", "all"):
+        pixels, labels = (
+            sets[part] if part != "all" else map(np.concatenate, zip(sets["train"], sets["test"], strict=True))
+        )
+        read = load(name, part, root=tmp_path)
+        found = sorted(
+            (int(label), (image * 255).round().byte().numpy().tobytes())
+            for image, label in zip(read.images, read.labels, strict=True)
+        )
+        assert found == sorted((int(label), image.tobytes()) for image, label in zip(pixels, labels, strict=True))
+        assert torch.equal(torchvision_set(name, tmp_path, part=part).images, read.images)
+        assert (read.name, read.images.dtype, read.labels.dtype) == (name, torch.float32, torch.int64)
+    assert (
+        read.classes[:2] == {"cifar10": ("airplane", "car"), "svhn": ("0", "1"), "mnist": ("0 - zero", "1 - one")}[name]
+    )
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn", "mnist"])
+def test_missing_files_name_the_command(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"robustviz fetch {name} --root {tmp_path}"):
+        torchvision_set(name, tmp_path)
+
+
+def test_torchvision_that_does_not_fit(monkeypatch):
+    """An import that fails as it does when torchvision was built for another PyTorch."""
+
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "torchvision":
+                raise RuntimeError("operator torchvision::nms does not exist")
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(ImportError, match=r"nms does not exist.*pip install --upgrade torch torchvision"):
+        torchvision_set("cifar10")
+
+
+# Folders; how pictures are read is tested in test_pictures.py.
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Three classes of 10 gray pictures, 4x4."""
+    monkeypatch.setenv("ROBUSTVIZ_CACHE", str(tmp_path / "cache"))
+    return write_folder(tmp_path / "pictures", 10)
+
+
+def write_folder(root, count, classes=("ant", "bee", "cat")):
+    source = np.random.default_rng(count)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(source.integers(0, 256, (4, 4), dtype=np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+def test_a_folder_is_split(folder):
+    whole, train, test = (load(str(folder), part) for part in ("all", "train", "test"))
+    assert (len(whole), len(train), len(test)) == (30, 24, 6)
+    assert test.labels.bincount().tolist() == [2, 2, 2]
+    every = sorted(image.flatten().tolist() for part in (train, test) for image in part.images)
+    assert every == sorted(image.flatten().tolist() for image in whole.images)
+    assert whole.classes == ("ant", "bee", "cat")
+    assert whole.name == "pictures"
+
+
+def test_a_folder_with_parts_keeps_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBUSTVIZ_CACHE", str(tmp_path / "cache"))
+    write_folder(tmp_path / "set" / "train", 5)
+    write_folder(tmp_path / "set" / "test", 2)
+    whole, train, test = (load(str(tmp_path / "set"), part) for part in ("all", "train", "test"))
+    assert (len(whole), len(train), len(test)) == (21, 15, 6)
+    assert {part.name for part in (whole, train, test)} == {"set"}
+    every = sorted(image.flatten().tolist() for part in (train, test) for image in part.images)
+    assert every == sorted(image.flatten().tolist() for image in whole.images)
+    (tmp_path / "set" / "test" / "dog").mkdir()
+    with pytest.raises(ValueError, match=r"same classes.*dog"):
+        load(str(tmp_path / "set"), "train")
