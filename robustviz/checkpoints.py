@@ -78,14 +78,15 @@ def load(name: Path | str) -> tuple[Classifier, RunRecord]:
     record = RunRecord.load(path.with_suffix(".json"))
     content = path.read_bytes()
     try:
-        architecture = dict(record.settings["architecture"])
+        architecture = {**record.settings["architecture"]}
         build = BUILDERS[architecture.pop("function")]
+        signature = record.results.get("sha256")
         tensors = load_tensors(content)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.with_suffix('.json')} does not describe a network of robustviz: {error!r}") from error
-    if hashlib.sha256(content).hexdigest() != record.results.get("sha256"):
+    if hashlib.sha256(content).hexdigest() != signature:
         raise ValueError(
             f"{path} is not the file that {path.stem}.json describes: their sha256 differ; write both anew"
         )

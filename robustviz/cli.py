@@ -19,13 +19,12 @@ from robustviz.comparison import RESULTS
 from robustviz.data import DOWNLOADS, load, torchvision_set
 from robustviz.evaluation import RobustnessTable, evaluate
 from robustviz.models import MODELS
-from robustviz.pipelines import Defense, harden
+from robustviz.pipelines import Defense, harden, players
 from robustviz.recipes import (
     EvaluationAttack,
     TrainingAttack,
     evaluation_attacks,
     stem,
-    training_attack,
     usual_augmentation,
     usual_device,
     usual_threat,
@@ -114,7 +113,8 @@ def train_command(
         model: small_cnn, resnet20, resnet56, resnet110, resnet18 or vgg16.
         defense: none; wnll decides by interpolation from labelled templates; cas suppresses channels.
         attack: none trains on clean images; pgd on images attacked anew in every step (Madry et al.); fgsm-rs does so
-            with one step from a random start (Wong et al.), five times faster, while PGD watches whether it collapses.
+            with one step from a random start (Wong et al.), five times faster, while PGD watches whether it collapses;
+            trades and mart weigh clean against attacked images in their objectives, and attack with PGD.
         epsilon: How far the attacker may go, such as 8/255, on pixels in [0, 1]. Default: 0.15 for digits, 0.3 for
             mnist, 8/255 otherwise.
         norm: linf bounds every pixel, l2 the Euclidean length of the change.
@@ -171,6 +171,7 @@ def train_command(
     measured = _measure(
         hardened.model, test_set.to(usual_device(device)), evaluation_attacks(["pgd"], threat, 20), seeded(seed)
     )
+    objective, against, _ = players(attack, defense, threat, steps, step_size)
     settings = {
         "data": data,
         "classes": list(image_set.classes),
@@ -178,7 +179,8 @@ def train_command(
         "test_images": len(test_set),
         "threat": describe(threat),
         "defense": defense,
-        "attack": describe(training_attack(attack, threat, steps, step_size)),
+        "objective": describe(objective),
+        "attack": describe(against),
         "training": describe(config),
         "validation": validation,
     }
@@ -259,7 +261,7 @@ def evaluate_command(
 
 @app.command
 def compare(
-    name: Literal["wnll"],
+    name: Literal["wnll", "cas"],
     /,
     *,
     seeds: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 3,
@@ -272,16 +274,18 @@ def compare(
     and standard deviation in percent, and how many attacks stand behind each worst case.
 
     Args:
-        name: wnll: the interpolating activation against the softmax.
+        name: wnll: the interpolating activation against the softmax; cas: networks with and without channel suppression.
         seeds: How many seeds, from 0.
         out: Folder for the JSON files.
         force: Replace files that exist.
     """
+    from robustviz.experiments.cas import compare_cas
     from robustviz.experiments.wnll import compare_wnll
 
+    run = {"wnll": compare_wnll, "cas": compare_cas}[name]
     if existing := [file for file in out.glob(f"{name}*.json") if not force]:
         raise FileExistsError(f"--out {out} holds {existing[0].name} already; choose another folder or add --force")
-    for comparison in compare_wnll(range(seeds), _say):
+    for comparison in run(range(seeds), _say):
         comparison.save(out / f"{comparison.name}.json")
         _say(f"\n{comparison.to_markdown()}\n\nwrote {out / comparison.name}.json")
 

@@ -109,7 +109,7 @@ def _settings(seed: int) -> dict[str, Any]:
         "network": describe(partial(small_cnn, classes=10, channels=1)),
         "training": asdict(TrainConfig(seed=seed)),
         "training_attack": describe(partial(pgd, threat=THREAT, steps=10)),
-        "attacks": describe(dict(ATTACKS)),
+        "attacks": describe({name: partial(attack, threat=THREAT) for name, attack in ATTACKS.items()}),
         "epsilons": list(EPSILONS),
     }
 

@@ -95,6 +95,8 @@ class Classifier(nn.Module):
 
 def conv_block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
     """3x3 convolution, batch norm, ReLU."""
+    if channels_in < 1:
+        raise ValueError(f"channels must be >= 1, got {channels_in}")
     convolution = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), nn.ReLU())
 
@@ -160,8 +162,8 @@ def blocks(network: nn.Module) -> dict[str, nn.Module]:
 
 def _classifier(body: nn.Module, width: int, classes: int, channels: int) -> Classifier:
     """Initialize as He et al. (arXiv 1502.01852) and add a linear head; normalization maps [0, 1] to [-2, 2]."""
-    if classes < 2 or channels < 1:
-        raise ValueError(f"classes must be >= 2 and channels >= 1, got classes={classes}, channels={channels}")
+    if classes < 2:
+        raise ValueError(f"classes must be >= 2, got {classes}")
     for module in body.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

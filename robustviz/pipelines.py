@@ -14,10 +14,10 @@ from robustviz.defenses.cas import joint
 from robustviz.defenses.wnll import only_buffer_trains, refresh_template, wnll_classifier, wnll_objective
 from robustviz.defenses.wnll_head import Gradient
 from robustviz.models import Classifier, initialized
-from robustviz.recipes import TrainingAttack, training_attack
+from robustviz.recipes import OWN_ATTACK, TrainingAttack, training_attack, training_objective
 from robustviz.resume import EpochLog
 from robustviz.training import TrainConfig, hold_out, train
-from robustviz.types import Attack, Threat
+from robustviz.types import Attack, Objective, Threat
 
 Defense = Literal["none", "wnll", "cas"]
 
@@ -59,7 +59,8 @@ def harden(
         network: Name of a network of `robustviz.models`.
         config: Of the training.
         threat: What the attacker may do.
-        attack: `"none"`, `"fgsm-rs"` or `"pgd"`; training against the first is watched by PGD.
+        attack: `"none"`, `"fgsm-rs"`, `"pgd"`, or `"trades"` or `"mart"`, objectives that hold PGD. PGD watches all
+            but the first.
         defense: `"none"`; `"wnll"`: two rounds of training through the linear head and of the buffer through WNLL;
             `"cas"`: channel suppression with its joint objective for trainer and attacker.
         steps: Of PGD.
@@ -68,28 +69,44 @@ def harden(
         device: Where to train.
         state: Where an interrupted training keeps its state; files with a further ending stand beside it.
         on_epoch: Called after every epoch.
+
+    Raises:
+        ValueError: If TRADES or MART meets WNLL, which has an objective of its own.
     """
     shape: dict[str, Any] = {
         "network": network,
         "classes": len(image_set.classes),
         "channels": image_set.images.shape[1],
     }
-    against: Any = training_attack(attack, threat, steps, step_size)
-    monitor: Any = None if attack == "none" else training_attack("pgd", threat, steps)
+    objective, against, monitor = players(attack, defense, threat, steps, step_size)
     loop: dict[str, Any] = {"validation": validation, "on_epoch": on_epoch}
     if defense == "wnll":
+        if attack in OWN_ATTACK:
+            raise ValueError(f"attack must be none, fgsm-rs or pgd with WNLL, got {attack!r}")
         build = partial(defended, **shape, buffer=True)
         classifier = initialized(build, config.seed).to(device)
         return _alternate(classifier, build, image_set, config, against, monitor, state, loop)
     build = partial(defended, **shape, cas=defense == "cas")
     classifier = initialized(build, config.seed).to(device)
-    if defense == "cas":
-        loop["objective"] = joint()
-        against, monitor = (a and partial(a, objective=joint()) for a in (against, monitor))
-    logs = train(
-        classifier, image_set.images, image_set.labels, config, attack=against, monitor=monitor, resume=state, **loop
-    )
+    loop |= {"objective": objective, "attack": against, "monitor": monitor, "resume": state}
+    logs = train(classifier, image_set.images, image_set.labels, config, **loop)
     return Hardened(classifier.eval(), build, logs)
+
+
+def players(
+    attack: TrainingAttack, defense: Defense, threat: Threat, steps: int = 10, step_size: float | None = None
+) -> tuple[Objective, Attack | None, Attack | None]:
+    """Choose what the trainer lowers, the attack it trains against, and the attack that watches it.
+
+    With CAS all three have the joint objective, and TRADES the factor 4 instead of 6 (arXiv 2103.08307).
+    """
+    objective = training_objective(attack, threat, steps, step_size)
+    against: Any = training_attack(attack, threat, steps, step_size)
+    monitor: Any = None if attack == "none" else training_attack("pgd", threat, steps)
+    if defense == "cas":
+        objective = joint(partial(objective, factor=4.0) if attack == "trades" else objective)
+        against, monitor = (a and partial(a, objective=joint()) for a in (against, monitor))
+    return objective, against, monitor
 
 
 WNLL_ROUNDS = 2

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from robustviz.comparison import PUBLISHED, WORST, Comparison
 from robustviz.evaluation import CLEAN, Sweep
+from robustviz.features import ChannelStats
 from robustviz.tensors import evaluating
 from robustviz.types import Images, Labels
 
@@ -176,6 +177,7 @@ def _picture(ax: Axes, image: Float[Tensor, "c h w"]) -> None:
     pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
     ax.imshow(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, vmin=0, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
+    ax.xaxis.label.set_fontsize("small")  # so that `was automobile (100%)` stays in its column
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
 
@@ -185,3 +187,70 @@ def _decision(ax: Axes, confidence: Float[Tensor, "k"], label: int, classes: tup
     right = decided == label
     text = f"{'✓' if right else '✗'} {classes[decided]} ({confidence[decided]:.0%})"
     ax.set_xlabel(text, color=COLORS[0] if right else COLORS[1], fontweight="normal" if right else "bold")
+
+
+@styled
+def plot_magnitude(clean: ChannelStats, attacked: ChannelStats, *, ax: Axes | None = None) -> Axes:
+    """Draw how strongly the channels respond, each condition sorted on its own from the strongest channel down.
+
+    Args:
+        clean: Statistics of clean images.
+        attacked: Statistics of the same images under attack.
+        ax: Where to draw; None makes a figure.
+
+    Source: Bai et al., arXiv 2103.08307, figure 1.
+    """
+    ax = new_axes() if ax is None else ax
+    heights = [stats.magnitude.sort(descending=True).values for stats in (clean, attacked)]
+    _profiles(ax, heights, [f"mean {stats.mean_magnitude:.3g}" for stats in (clean, attacked)])
+    ax.set(xlabel="channel, by its own rank", ylabel="mean activation (units of the layer)")
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+@styled
+def plot_frequency(clean: ChannelStats, attacked: ChannelStats, *, ax: Axes | None = None) -> Axes:
+    """Draw how often the channels are active, both conditions in the order of the clean frequencies.
+
+    Where the attacked profile stands above the clean one, the attack wakes a channel up; a flat profile is uniform.
+
+    Args:
+        clean: Statistics of clean images.
+        attacked: Statistics of the same images under attack.
+        ax: Where to draw; None makes a figure.
+
+    Source: Bai et al., arXiv 2103.08307, figure 2.
+    """
+    ax = new_axes() if ax is None else ax
+    order = clean.frequency.argsort(descending=True, stable=True)
+    texts = [f"mean {stats.mean_frequency:.0%}, {stats.above_half} above 50 %" for stats in (clean, attacked)]
+    _profiles(ax, [100 * stats.frequency[order] for stats in (clean, attacked)], texts)
+    ax.axhline(50, color="0.35", linewidth=1, linestyle=":")
+    ax.set(xlabel="channel, by its clean frequency", ylabel="images that activate it (%)")
+    ax.set(ylim=(0, 135), yticks=range(0, 101, 25))  # the legend stands above 100 %
+    return ax
+
+
+@styled
+def plot_panels(draw: Any, panels: Mapping[str, tuple[Any, ...]]) -> Figure:
+    """Draw the same picture for several models side by side.
+
+    Args:
+        draw: A `plot_*` function of this file that takes `ax`.
+        panels: What it draws for each model, by the model's name.
+    """
+    figure = Figure(figsize=(3.6 * len(panels), 3.4))
+    for i, (ax, (name, records)) in enumerate(zip(figure.subplots(1, len(panels)), panels.items(), strict=True)):
+        draw(*records, ax=ax).set_title(name)
+        if i:
+            ax.set_ylabel("")
+    return figure
+
+
+def _profiles(ax: Axes, heights: list[Tensor], texts: list[str]) -> None:
+    for values, condition, text, color in zip(heights, ("clean", "attacked"), texts, COLORS, strict=False):
+        edges = values.cpu().numpy()
+        ax.stairs(edges, fill=True, alpha=0.25, color=color)
+        ax.stairs(edges, color=color, linewidth=1.4, label=f"{condition}: {text}")
+    ax.set_xlim(0, len(heights[0]))
+    ax.legend(loc="upper right")

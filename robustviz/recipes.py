@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 
 from robustviz.attacks import fgsm, ifgsm, mifgsm, pgd
-from robustviz.types import Attack, Norm, Threat
+from robustviz.objectives import cross_entropy, mart, trades
+from robustviz.types import Attack, Norm, Objective, Threat
 
-TrainingAttack = Literal["none", "fgsm-rs", "pgd"]
+TrainingAttack = Literal["none", "fgsm-rs", "pgd", "trades", "mart"]
 EvaluationAttack = Literal["fgsm", "ifgsm", "pgd", "mifgsm"]
 
 EPSILONS = {"digits": 0.15, "mnist": 0.3}
@@ -36,18 +37,32 @@ def training_attack(
     """Attack to train against.
 
     `"pgd"` is Madry et al. (arXiv 1706.06083). `"fgsm-rs"` is one step of 1.25 epsilon from a random start (Wong, Rice
-    & Kolter, "Fast is better than free", arXiv 2001.03994), which may collapse: watch it with PGD.
+    & Kolter, "Fast is better than free", arXiv 2001.03994), which may collapse: watch it with PGD. `"trades"` and
+    `"mart"` train on clean images with a `training_objective` that holds PGD.
 
     Raises:
         ValueError: If the name is unknown.
     """
     if name not in get_args(TrainingAttack):
         raise ValueError(f"name must be one of {', '.join(get_args(TrainingAttack))}, got {name!r}")
-    if name == "none":
+    if name in ("none", *OWN_ATTACK):
         return None
     if name == "fgsm-rs":
         return partial(pgd, threat=threat, steps=1, step_size=1.25 * threat.epsilon if step_size is None else step_size)
     return partial(pgd, threat=threat, steps=steps, step_size=step_size)
+
+
+OWN_ATTACK = {"trades": trades, "mart": mart}
+"""Objectives that hold their own attack, by the names that training knows them by."""
+
+
+def training_objective(
+    name: TrainingAttack, threat: Threat, steps: int = 10, step_size: float | None = None
+) -> Objective:
+    """Objective to train with: `trades` or `mart` with PGD inside, with their usual factors; else cross-entropy."""
+    if name not in OWN_ATTACK:
+        return cross_entropy
+    return partial(OWN_ATTACK[name], attack=training_attack("pgd", threat, steps, step_size))
 
 
 def evaluation_attacks(
