@@ -116,7 +116,7 @@ def train_command(
             with one step from a random start (Wong et al.), five times faster, while PGD watches whether it collapses;
             trades and mart weigh clean against attacked images in their objectives, and attack with PGD.
         epsilon: How far the attacker may go, such as 8/255, on pixels in [0, 1]. Default: 0.15 for digits, 0.3 for
-            mnist, 8/255 otherwise.
+            mnist, 8/255 otherwise; in l2 1.0, 2.0 and 0.5.
         norm: linf bounds every pixel, l2 the Euclidean length of the change.
         steps: Steps of PGD.
         step_size: Length of a step; default 2.5 * epsilon / steps.
@@ -237,9 +237,12 @@ def evaluate_command(
     if out is not None and out.exists() and not force:
         raise FileExistsError(f"--out {out} exists; choose another name or add --force")
     classifier, record = stored.load(checkpoint)
+    if missing := {"data", "threat", "classes"} - record.settings.keys():
+        raise ValueError(f"{checkpoint} is not from `robustviz train`: its record lacks {', '.join(sorted(missing))}")
     data = data or str(record.settings["data"])
-    trained_for = record.settings["threat"]
-    threat = Threat(norm or trained_for["norm"], trained_for["epsilon"] if epsilon is None else epsilon)
+    known = Threat(record.settings["threat"]["norm"], record.settings["threat"]["epsilon"])
+    radius = known.epsilon if epsilon is None and norm in (None, known.norm) else epsilon
+    threat = usual_threat(data, norm or known.norm, radius)
     test_set = load(data, "test", root=root)
     if test_set.classes != (names := tuple(record.settings["classes"])):
         raise ValueError(f"--data {data} has the classes {test_set.classes}, but the network was trained on {names}")
@@ -274,7 +277,7 @@ def compare(
     and standard deviation in percent, and how many attacks stand behind each worst case.
 
     Args:
-        name: wnll: the interpolating activation against the softmax; cas: networks with and without channel suppression.
+        name: wnll: the interpolating activation against the softmax; cas: suppressing channels against not doing so.
         seeds: How many seeds, from 0.
         out: Folder for the JSON files.
         force: Replace files that exist.

@@ -282,6 +282,6 @@ def sweep(
         norm: Norm of the radii.
         **settings: Passed to `evaluate`.
     """
-    attacks = {f"epsilon {e:.4g}": partial(attack, threat=Threat(norm, e)) for e in sorted(set(epsilons) - {0})}
+    attacks = {f"epsilon {e:.6g}": partial(attack, threat=Threat(norm, e)) for e in sorted(set(epsilons) - {0})}
     measured = evaluate(model, images, labels, attacks, **settings)
     return Sweep((0.0, *sorted(set(epsilons) - {0})), measured.conditions, measured)

@@ -240,5 +240,5 @@ def initialized(build: Callable[..., Classifier], seed: int) -> Classifier:
         seed: Of the weights.
     """
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return build()

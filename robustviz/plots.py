@@ -235,15 +235,17 @@ def plot_frequency(clean: ChannelStats, attacked: ChannelStats, *, ax: Axes | No
 def plot_panels(draw: Any, panels: Mapping[str, tuple[Any, ...]]) -> Figure:
     """Draw the same picture for several models side by side.
 
+    All have one scale; the vertical axis is labelled once.
+
     Args:
         draw: A `plot_*` function of this file that takes `ax`.
         panels: What it draws for each model, by the model's name.
     """
     figure = Figure(figsize=(3.6 * len(panels), 3.4))
-    for i, (ax, (name, records)) in enumerate(zip(figure.subplots(1, len(panels)), panels.items(), strict=True)):
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (name, records) in zip(axes, panels.items(), strict=True):
         draw(*records, ax=ax).set_title(name)
-        if i:
-            ax.set_ylabel("")
+        ax.label_outer()
     return figure
 
 

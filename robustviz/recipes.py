@@ -14,13 +14,13 @@ from robustviz.types import Attack, Norm, Objective, Threat
 TrainingAttack = Literal["none", "fgsm-rs", "pgd", "trades", "mart"]
 EvaluationAttack = Literal["fgsm", "ifgsm", "pgd", "mifgsm"]
 
-EPSILONS = {"digits": 0.15, "mnist": 0.3}
-"""Usual L-infinity radii; every other data set has 8 / 255. On 8x8 digits a person reads past 0.15 with ease."""
+EPSILONS: dict[Norm, dict[str, float]] = {"linf": {"digits": 0.15, "mnist": 0.3}, "l2": {"digits": 1.0, "mnist": 2.0}}
+"""Radii of gray data sets; others have 8 / 255 in L-infinity and 0.5 in L2. A person reads 8x8 digits past 0.15."""
 
 
 def usual_threat(data: str, norm: Norm = "linf", epsilon: float | None = None) -> Threat:
     """Threat of a data set by its usual radius, unless one is given."""
-    return Threat(norm, EPSILONS.get(data, 8 / 255) if epsilon is None else epsilon)
+    return Threat(norm, EPSILONS[norm].get(data, 8 / 255 if norm == "linf" else 0.5) if epsilon is None else epsilon)
 
 
 def usual_augmentation(data: str) -> dict[str, Any]:
@@ -62,7 +62,8 @@ def training_objective(
     """Objective to train with: `trades` or `mart` with PGD inside, with their usual factors; else cross-entropy."""
     if name not in OWN_ATTACK:
         return cross_entropy
-    return partial(OWN_ATTACK[name], attack=training_attack("pgd", threat, steps, step_size))
+    attack: Any = training_attack("pgd", threat, steps, step_size)
+    return partial(OWN_ATTACK[name], attack=attack)
 
 
 def evaluation_attacks(

@@ -120,7 +120,11 @@ def train(
     )
     kept, held = hold_out(labels, validation)
     settings = {"config": asdict(config), "objective": describe(objective), "attack": describe(attack)}
-    settings |= {"monitor": describe(monitor), "images": list(images.shape), "validation": validation}
+    settings |= {
+        "monitor": describe(monitor),
+        "images": [*images.shape, images.double().sum().item()],
+        "validation": validation,
+    }
     state = TrainingState(model, optimizer, settings, None if resume is None else Path(resume))
     logs = state.restore()
     run = _Run(model, images, labels, config, optimizer, objective, attack, monitor or attack)
@@ -198,7 +202,7 @@ class _Run:
         All randomness follows from (seed, epoch, batch), so that a resumed run repeats what it would have done.
         """
         seed, total = self.config.seed, 0.0
-        torch.manual_seed(int(seeded(seed, epoch).initial_seed()))
+        self.reseed(int(seeded(seed, epoch).initial_seed()))
         rows = torch.split(kept[torch.randperm(len(kept), generator=seeded(seed, epoch))], self.config.batch_size)
         for step, chosen in enumerate(rows):
             noise = seeded(seed, epoch, step)
@@ -210,6 +214,13 @@ class _Run:
             total += loss * len(chosen)
             bar.update()
         return total / len(kept)
+
+    def reseed(self, seed: int) -> None:
+        """Seed the generators that dropout draws from: the processor's and that of the model's GPU, no other."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(seed)
 
     def batch(self, rows: Tensor, noise: Generator) -> tuple[Images, Labels]:
         """Fetch, augment and attack the images of one update."""

@@ -182,7 +182,7 @@ def test_noise_depends_on_seed_repeat_and_batch_alone(digits, digits_net):
 
 def test_repeats_differ_and_the_table_repeats(digits, digits_net):
     images, labels = (part[:200] for part in digits)
-    attacks = {"noise": partial(random_noise, threat=Threat("linf", 0.5))}
+    attacks = {"noise": partial(random_noise, threat=Threat("linf", 0.5), steps=3)}
     table = evaluate(digits_net, images, labels, attacks, repeats=3)
     assert table.predictions.shape == (2, 3, 200)
     assert not torch.equal(table.predictions[1, 0], table.predictions[1, 1])
@@ -294,7 +294,7 @@ def test_bad_input(unchecked, digits, digits_net):
 
 def test_sweep(digits, digits_net):
     images, labels = (part[:100] for part in digits)
-    swept = sweep(digits_net, images, labels, partial(ifgsm, steps=5), [0.1, 0, 0.05, 0.1], batch_size=50)
+    swept = sweep(digits_net, images, labels, partial(ifgsm, steps=5), [0.1, 0.0, 0.05, 0.1], batch_size=50)
     assert swept.epsilons == (0.0, 0.05, 0.1)
     assert len(swept.conditions) == 3
     for epsilon, accuracy in zip(swept.epsilons[1:], swept.accuracies()[1:], strict=True):

@@ -52,7 +52,7 @@ def test_evaluation_attacks_have_the_names_of_their_columns():
 
 
 def test_unknown_names_list_the_known(unchecked):
-    with pytest.raises(ValueError, match=r"none, fgsm-rs, pgd, got 'madry'"):
+    with pytest.raises(ValueError, match=r"none, fgsm-rs, pgd, trades, mart, got 'madry'"):
         training_attack("madry", THREAT)
     with pytest.raises(ValueError, match=r"fgsm, ifgsm, pgd, mifgsm, got 'cw'"):
         evaluation_attacks(["pgd", "cw"], THREAT)

@@ -209,7 +209,7 @@ class _Problem:
         low, high = torch.where(kept, start, 1).amin((2, 3)), torch.where(kept, start, 0).amax((2, 3))
         # Tuned on photographs: the more contrast there is for the weight, the longer the steps that pay.
         contrast = (start - start.mean((2, 3), keepdim=True)).abs().mean((2, 3))
-        step_size = (0.04 / weight * contrast).clamp(0.05, 0.5)
+        step_size = (0.04 / weight * contrast).clamp(0.08, 0.5) / kept.to(start.dtype).mean((2, 3)).clamp_min(0.1)
         observed, known = (maps.permute(2, 3, 0, 1).contiguous() for maps in (start, kept))
         return cls(weight, observed, known, *(bound[None, None] for bound in (step_size, low.detach(), high.detach())))
 

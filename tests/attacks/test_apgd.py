@@ -1,5 +1,6 @@
 """Auto-PGD: its rules by hand, its accounts, and its strength beside the authors' own package."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -41,7 +42,7 @@ def test_checkpoints():
 
 @every_attack
 @both_threats
-@pytest.mark.parametrize("classes", [2, 3, 4, 10])
+@pytest.mark.parametrize("classes", [2, 3, 10])
 def test_exact_on_a_linear_model(attack, threat, classes):
     """An image is fooled exactly when its nearest plane is within reach; no image here is close to the edge."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, classes)).double().requires_grad_(False)
@@ -75,7 +76,7 @@ def test_finds_the_top_of_a_hill():
     net[1].bias.data = torch.tensor([1e3, 0.0], dtype=torch.float64)
     images, labels = torch.full_like(top, 0.5), torch.tensor([0])
     for threat in (Threat("linf", 0.5), Threat("l2", 1.0)):
-        found = apgd(net, images, labels, threat=threat, objective=hill, steps=300)
+        found = apgd(net, images, labels, threat=threat, objective=hill, steps=150)
         assert (found - top).abs().max() < 0.01
 
 
@@ -105,7 +106,7 @@ def test_steps_are_halved_where_nothing_rises(double_net, digits):
     """Up to the first checkpoint the sign steps are 2 epsilon wide, so that the iterate sits in corners of the ball."""
     images, labels, path = digits[0][:10].double(), digits[1][:10], []
     apgd(double_net, images, labels, threat=LINF, steps=20, random_start=False, on_step=path.append)
-    moves = torch.stack([norms(b.images - a.images, "linf") for a, b in zip(path, path[1:], strict=False)])
+    moves = torch.stack([norms(b.images - a.images, "linf") for a, b in itertools.pairwise(path)])
     assert (moves[0] <= LINF.epsilon + 1e-12).all()
     assert (moves[0] > 0.9 * LINF.epsilon).all()
     assert moves[-1].median() < 0.5 * LINF.epsilon

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustviz.attacks import fgsm, ifgsm, mifgsm, pgd
+from robustviz.attacks import apgd, fgsm, ifgsm, mifgsm, pgd, square
+from robustviz.objectives import dlr
 from robustviz.tensors import seeded
 from robustviz.types import Threat
 
@@ -27,8 +28,13 @@ ATTACKS = [
         ("pgd-restarts", partial(pgd, restarts=3, steps=5)),
         ("pgd-early-exit", partial(pgd, restarts=2, early_exit=True)),
         ("mifgsm", mifgsm),
+        ("apgd", partial(apgd, steps=20)),
+        ("apgd-dlr", partial(apgd, steps=20, objective=dlr)),
+        ("apgd-early-exit", partial(apgd, steps=20, restarts=2, early_exit=True)),
     )
 ]
+# In L2, Square needs more queries than a table can wait for to be exact on a linear model.
+ATTACKS.append(("square-linf", partial(square, threat=LINF, steps=150), LINF))
 
 every_attack = pytest.mark.parametrize(
     ("attack", "threat"), [pytest.param(attack, threat, id=name) for name, attack, threat in ATTACKS]

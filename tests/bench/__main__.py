@@ -11,7 +11,7 @@ def main() -> None:
     chosen = [name for name in found if wanted in name]
     if not chosen:
         sys.exit(f"no bench is named {wanted!r}; there are {', '.join(found)}")
-    print(f"{'what':<22}{'against':<22}{'median':>7}   {'min .. max':<18}{'target':>6}   met", flush=True)
+    print(f"{'what':<26}{'against':<22}{'median':>7}   {'min .. max':<18}{'target':>6}   met", flush=True)
     for name in chosen:
         for ratio in importlib.import_module(f"tests.bench.{name}").main():
             print(ratio.row, flush=True)

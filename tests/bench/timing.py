@@ -27,7 +27,7 @@ class Ratio:
         middle = median(self.values)
         spread = f"{min(self.values):.3f} .. {max(self.values):.3f}"
         met = "yes" if middle <= self.target else "NO"
-        return f"{self.name:<22}{self.against:<22}{middle:>7.3f}   {spread:<18}{self.target:>6.2f}   {met}"
+        return f"{self.name:<26}{self.against:<22}{middle:>7.3f}   {spread:<18}{self.target:>6.2f}   {met}"
 
 
 def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:

@@ -1,0 +1,71 @@
+"""Auto-PGD, FMN and Carlini & Wagner with traces, on ResNet20 and 100 images of 3x32x32."""
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+
+from robustviz.attacks import apgd, carlini_wagner, fmn
+from robustviz.models import resnet20
+from robustviz.tensors import seeded
+from robustviz.types import LINF_8
+from tests.bench.bench_gradient import floor
+from tests.bench.timing import Ratio, interleaved, ratios
+
+TARGETS = {"floor": 1.05, "pyautoattack": 1.0, "foolbox": 0.8}
+ROUNDS = 5
+
+
+def main() -> Iterator[Ratio]:
+    torch.manual_seed(0)
+    model = resnet20().eval()
+    images = torch.rand(100, 3, 32, 32, generator=seeded(0))
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    for label, steps, attack in (
+        ("apgd-20", 20, apgd),
+        ("fmn-20", 20, fmn),
+        ("carlini_wagner-100", 100, carlini_wagner),
+    ):
+        candidates = {
+            "robustviz": ours(attack, model, images, labels, steps),
+            "floor": floor(model, images, labels, steps),
+            **others(attack, model, images, labels, steps),
+        }
+        yield from ratios(label, interleaved(candidates, ROUNDS), "robustviz", TARGETS)
+
+
+def ours(attack, model, images, labels, steps: int) -> Callable[[], object]:
+    """With a trace. Carlini & Wagner: one round whose images never stop early, because the floor has all steps too."""
+    if attack is carlini_wagner:
+        settings = {"search_steps": 1, "initial_const": 1e3}
+        return lambda: attack(model, images, labels, steps=steps, on_step=lambda step: None, **settings)
+    return lambda: attack(model, images, labels, steps=steps, on_step=lambda step: None)
+
+
+def others(attack, model, images, labels, steps: int) -> dict[str, Callable[[], object]]:
+    """The same attack by the other libraries that are installed."""
+    found: dict[str, Callable[[], object]] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if attack is apgd:
+                import pyautoattack
+
+                peer = pyautoattack.AutoAttack(model, eps=LINF_8.epsilon, seed=0).apgd
+                peer.n_iter, peer.n_restarts, peer.loss = steps, 1, "ce"
+                found["pyautoattack"] = lambda: peer.perturb(images, labels)
+            else:
+                import foolbox
+
+                wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+                names = {
+                    fmn: foolbox.attacks.LInfFMNAttack(steps=steps),
+                    carlini_wagner: foolbox.attacks.L2CarliniWagnerAttack(
+                        binary_search_steps=1, steps=steps, initial_const=1e3, abort_early=False
+                    ),
+                }
+                found["foolbox"] = lambda: names[attack](wrapped, images, labels, epsilons=None)
+        except ImportError as error:
+            print(f"a peer is left out ({error}): pip install -e '.[dev]'")
+    return found

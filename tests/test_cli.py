@@ -1,0 +1,435 @@
+"""The command line: a few commands in a process of their own, the rest inside this one."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from robustviz import checkpoints, cli, demo
+from robustviz.evaluation import RobustnessTable
+from robustviz.models import initialized, small_cnn
+from robustviz.records import RunRecord
+
+FAST = ("--epochs", "1", "--images", "200", "--precision", "fp32")
+PROGRAM = Path(sys.executable).with_name("robustviz")
+COMMAND = [PROGRAM] if PROGRAM.exists() else [sys.executable, "-m", "robustviz.cli"]
+
+
+def run(*words):
+    """Run a command in this process; a mistake of the command line itself ends it with an exit code above 0."""
+    try:
+        cli.app([str(word) for word in words])
+    except SystemExit as end:
+        if end.code:
+            raise AssertionError(f"exit code {end.code}") from end
+
+
+@pytest.fixture
+def says(capsys):
+    """Run a command and return what it prints."""
+
+    def run_and_read(*words):
+        run(*words)
+        return capsys.readouterr().out
+
+    return run_and_read
+
+
+@pytest.fixture
+def refuses(capsys):
+    """Run a command that cyclopts refuses; return what it prints, in one line."""
+
+    def run_and_read(*words):
+        with pytest.raises(SystemExit) as end:
+            cli.app([str(word) for word in words])
+        assert end.value.code
+        printed = capsys.readouterr()
+        return " ".join((printed.out + printed.err).replace("│", " ").split())
+
+    return run_and_read
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch):
+    """Nothing is written where the tests run."""
+    folder = tmp_path_factory.mktemp("work")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ROBUSTVIZ_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["robustviz"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder: one epoch against one step of PGD."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    run("train", *FAST, "--attack", "pgd", "--steps", "1", "--epsilon", "1/8", "--out", out)
+    return out
+
+
+def cells(text):
+    """The table that a command prints, as lists of words."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line.startswith("| ")]
+
+
+# Train and evaluate.
+
+
+def test_train_writes_a_checkpoint_and_its_record(trained):
+    assert sorted(file.name for file in trained.iterdir()) == ["model.json", "model.safetensors"]
+    model, record = checkpoints.load(trained)
+    assert record.kind == "train"
+    assert record.settings["threat"] == {"type": "Threat", "norm": "linf", "epsilon": 0.125}
+    assert record.settings["training_images"] == 200
+    assert record.settings["attack"]["steps"] == 1
+    assert record.settings["training"]["epochs"] == 1
+    assert set(record.results["accuracy"]) == {"clean", "PGD-20"}
+    assert len(record.results["epochs"]) == 1
+    assert model.head.out_features == 10
+
+
+def test_train_prints_what_it_does(says, elsewhere):
+    text = says("train", *FAST)
+    assert "training small_cnn on 200 images of digits" in text
+    assert "epoch 1/1" in text
+    assert [row[0] for row in cells(text)] == ["condition (359 images)", "clean", "PGD-20", "worst case per image"]
+    assert "robustviz evaluate runs/digits-small_cnn-none" in text
+    assert (elsewhere / "runs" / "digits-small_cnn-none" / "model.safetensors").exists()
+
+
+def test_the_record_names_the_command_that_gives_it_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/robustviz", "train", *FAST, "--out", "a b"])
+    run("train", *FAST, "--out", tmp_path / "net.safetensors")
+    assert checkpoints.load(tmp_path / "net.safetensors")[1].command == f"robustviz train {' '.join(FAST)} --out 'a b'"
+
+
+def test_train_repeats(trained, tmp_path):
+    run("train", *FAST, "--attack", "pgd", "--steps", "1", "--epsilon", "0.125", "--out", tmp_path / "again")
+    one, other = (checkpoints.load(folder)[0].state_dict() for folder in (trained, tmp_path / "again"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_evaluate_uses_what_the_record_says(says, trained, tmp_path):
+    text = says("evaluate", trained, "--images", "100", "--steps", "3", "--out", tmp_path / "table.json")
+    assert "on 100 test images of digits, linf, epsilon 0.125" in text
+    names = ["condition (100 images)", "clean", "FGSM", "IFGSM-3", "PGD-3", "worst case per image"]
+    assert [row[0] for row in cells(text)] == names
+    table = RobustnessTable.from_json((tmp_path / "table.json").read_text())
+    assert cells(text) == cells(table.to_markdown())
+    assert table.settings["attacks"]["PGD-3"]["threat"]["epsilon"] == 0.125
+
+
+def test_evaluate_understands_fractions_and_other_settings(says, trained):
+    text = says(
+        "evaluate", trained, "--images", "50", "--epsilon", "8/255", "--norm", "l2", "--attacks", "mifgsm",
+        "--attacks", "pgd", "--steps", "2", "--restarts", "2", "--survivors-only", "--batch-size", "20",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert "l2, epsilon 0.03137" in text
+    assert [row[0] for row in cells(text)][1:-1] == ["clean", "MI-FGSM-2", "PGD-2"]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 40 pictures that a network learns at once: dark and bright ones, 16x16, in color."""
+    source = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("bright", 128)):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(20):
+            noise = source.integers(low, low + 128, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "pictures" / name / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+def test_a_folder_of_pictures_from_end_to_end(says, pictures, tmp_path):
+    text = says(
+        "train", "--data", pictures, "--model", "resnet20", "--epochs", "1", "--batch-size", "8", "--precision", "fp32",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "training resnet20 on 32 images of pictures" in text
+    model, record = checkpoints.load(tmp_path / "run")
+    assert record.settings["classes"] == ["bright", "dark"]
+    assert record.settings["threat"]["epsilon"] == pytest.approx(8 / 255)
+    assert record.settings["training"]["flip"]
+    assert model.head.out_features == 2
+    text = says("evaluate", tmp_path / "run", "--attacks", "pgd", "--steps", "2")
+    assert [row[0] for row in cells(text)] == ["condition (8 images)", "clean", "PGD-2", "worst case per image"]
+    with pytest.raises(ValueError, match=r"--data digits has the classes .*but the network was trained on .*bright"):
+        run("evaluate", tmp_path / "run", "--data", "digits")
+
+
+# What exists is not touched.
+
+
+def test_nothing_is_overwritten_without_force(trained, tmp_path):
+    before = {file.name: file.read_bytes() for file in trained.iterdir()}
+    with pytest.raises(FileExistsError, match=r"holds a finished run; choose another name or add --force"):
+        run("train", *FAST, "--out", trained)
+    with pytest.raises(FileExistsError, match="holds a finished run"):
+        run("train", *FAST, "--out", trained / "model.safetensors", "--resume")
+    (tmp_path / "table.json").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"--out .*table.json exists"):
+        run("evaluate", trained, "--out", tmp_path / "table.json")
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds a page already"):
+        run("demo", "--out", tmp_path)
+    assert {file.name: file.read_bytes() for file in trained.iterdir()} == before
+    assert (tmp_path / "table.json").read_text() == (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_force_replaces(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    run("train", *FAST, "--seed", "1", "--out", tmp_path / "run", "--force")
+    assert checkpoints.load(tmp_path / "run")[1].settings["training"]["seed"] == 1
+    (tmp_path / "table.json").write_text("old")
+    run("evaluate", trained, "--images", "20", "--attacks", "fgsm", "--out", tmp_path / "table.json", "--force")
+    RobustnessTable.from_json((tmp_path / "table.json").read_text())
+
+
+@pytest.fixture
+def stops(monkeypatch):
+    """Ctrl-C after the second epoch."""
+    line = cli._epoch_line
+
+    def interrupt(log, epochs):
+        if log.epoch == 2:
+            raise KeyboardInterrupt
+        return line(log, epochs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "_epoch_line", interrupt)
+        yield patch
+
+
+SHORT = ("--epochs", "3", "--images", "100", "--precision", "fp32")
+
+
+def test_an_interrupted_run_is_resumed(says, stops, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run("train", *SHORT, "--out", out)
+    assert [file.name for file in out.iterdir()] == ["model.state"]
+    stops.undo()
+    with pytest.raises(FileExistsError, match=r"holds an interrupted run; add --resume to go on, or --force"):
+        run("train", *SHORT, "--out", out)
+    with pytest.raises(ValueError, match=r"model.state belongs to a run with another config"):
+        run("train", *SHORT, "--out", out, "--learning-rate", "0.2", "--resume")
+    text = says("train", *SHORT, "--out", out, "--resume")
+    assert "epoch 3/3" in text
+    assert "epoch 2/3" not in text
+    assert sorted(file.name for file in out.iterdir()) == ["model.json", "model.safetensors"]
+    run("train", *SHORT, "--out", tmp_path / "whole")
+    one, other = (checkpoints.load(folder)[0].state_dict() for folder in (out, tmp_path / "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_interrupted_run_is_started_anew_by_force(says, stops, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run("train", *SHORT, "--out", tmp_path)
+    stops.undo()
+    text = says("train", *SHORT, "--seed", "5", "--out", tmp_path, "--force")
+    assert "epoch 1/3" in text
+
+
+def test_every_stage_of_a_defense_is_claimed(tmp_path):
+    """A defense that trains in stages keeps a file for each."""
+    (tmp_path / "model.state-1a").write_bytes(b"")
+    with pytest.raises(FileExistsError, match="holds an interrupted run"):
+        run("train", *SHORT, "--out", tmp_path)
+    assert cli._claim(tmp_path, True, False) == (tmp_path / "model.safetensors", tmp_path / "model.state")
+    assert (tmp_path / "model.state-1a").exists()
+    cli._claim(tmp_path, False, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_control_c_says_how_to_go_on(tmp_path):
+    """Sent to a real process once its first epoch is on disk."""
+    words = ["train", "--epochs", "2000", "--images", "100", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in process.stdout:
+            if line.startswith("epoch "):
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "robustviz: interrupted; a training run goes on with the same command and --resume" in errors
+    assert "Traceback" not in errors
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["model.state"]
+
+
+# Mistakes.
+
+
+def test_unknown_names_list_the_known(refuses, trained):
+    with pytest.raises(ValueError, match=r"--model must be one of small_cnn, resnet20, .*vgg16, got 'resnet21'"):
+        run("train", "--model", "resnet21")
+    with pytest.raises(FileNotFoundError, match=r"no data set or folder imagenet; known are digits, cifar10, svhn"):
+        run("train", "--data", "imagenet")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint nowhere.*digits-pgd, .*digits-standard"):
+        run("evaluate", "nowhere")
+    for words, known in (
+        (("train", "--attack", "madry"), ("none", "fgsm-rs", "pgd")),
+        (("evaluate", trained, "--attacks", "cw"), ("fgsm", "ifgsm", "pgd", "mifgsm")),
+        (("train", "--norm", "l1"), ("linf", "l2")),
+        (("train", "--schedule", "linear"), ("constant", "steps", "cosine", "one-cycle")),
+        (("train", "--precision", "fp16"), ("auto", "fp32", "bf16")),
+        (("fetch", "imagenet"), ("cifar10", "svhn", "mnist")),
+    ):
+        text = refuses(*words)
+        assert all(name in text for name in (*known, str(words[-1]))), text
+    assert "--epsilom" in refuses("train", "--epsilom", "1")
+    assert "tran" in refuses("tran")
+
+
+def test_bad_epsilon(refuses, trained):
+    for word in ("eight", "8/0", "nan", "8/255/2"):
+        text = refuses("evaluate", trained, "--epsilon", word)
+        assert "number or a fraction such as 8/255" in text
+        assert word in text
+    for word in ("-1", "-8/255"):
+        with pytest.raises(ValueError, match=r"epsilon must be finite and >= 0 on the \[0, 1\] pixel scale, got -"):
+            run("evaluate", trained, f"--epsilon={word}")
+
+
+def test_bad_numbers(unchecked, trained, tmp_path):
+    out = ("--out", tmp_path / "new")
+    for words, message in (
+        (("train", "--epochs", "0", *out), "epochs must be >= 1, got 0"),
+        (("train", "--batch-size", "0", *out), "batch_size must be >= 1"),
+        (("train", "--learning-rate", "nan", *out), "learning_rate must be >= 0"),
+        (("train", "--seed=-1", *out), "seed must be >= 0"),
+        (("train", "--images", "0", *out), "size must be from 1 to 1438"),
+        (("train", "--validation", "1", *out), "validation must be a share"),
+        (("train", "--attack", "pgd", "--steps", "0", *out), "steps must be finite and >= 1, got 0"),
+        (("train", "--device", "abacus", *out), "'abacus' is not there"),
+        (("evaluate", trained, "--steps", "0"), "steps must be finite and >= 1, got 0"),
+        (("evaluate", trained, "--restarts", "0"), "restarts must be finite and >= 1, got 0"),
+        (("evaluate", trained, "--images", "0"), "size must be from 1 to 359"),
+        (("evaluate", trained, "--batch-size", "0"), "batch_size and repeats must be >= 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(*words)
+    assert not (tmp_path / "new").exists()
+
+
+def test_bad_folders(pictures, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty must hold one subfolder"):
+        run("train", "--data", tmp_path / "empty", "--out", tmp_path / "new")
+    file = pictures / "dark" / "3.png"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"dark/3.png cannot be read as a picture"):
+        run("train", "--data", pictures, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_cut_in_half(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    weights = tmp_path / "run" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        run("evaluate", tmp_path / "run")
+
+
+def test_a_checkpoint_that_another_program_wrote(tmp_path):
+    """Its record says nothing of data and threat; the options do not help, but the error says what is missing."""
+    build = partial(small_cnn, classes=10, channels=1)
+    path = checkpoints.save(tmp_path / "net.safetensors", initialized(build, 0), build, RunRecord("notebook", {}, {}))
+    with pytest.raises(
+        ValueError, match=r"net.safetensors is not from `robustviz train`: its record lacks classes, data, threat"
+    ):
+        run("evaluate", path)
+
+
+def test_mistakes_are_one_line():
+    answer = subprocess.run([*COMMAND, "train", "--data", "nowhere"], capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("robustviz: there is no data set or folder nowhere; known are digits")
+    assert len(answer.stderr.strip().split("\n")) == 1
+
+
+# The other commands.
+
+
+def test_checkpoints_lists_what_comes_with_the_library(says):
+    text = says("checkpoints")
+    rows = cells(text)
+    assert rows[0] == ["name", "data", "network", "epsilon", "accuracy on test images"]
+    assert [row[0] for row in rows[1:]] == list(checkpoints.shipped())
+    for name in ("digits-standard", "digits-pgd"):
+        record = checkpoints.load(name)[1]
+        (row,) = [row for row in rows if row[0] == name]
+        assert f"clean {record.results['accuracy']['clean']:.1%}" in row[-1]
+        assert record.command in text
+
+
+def test_evaluate_of_a_shipped_network(says):
+    text = says("evaluate", "digits-pgd", "--images", "40", "--attacks", "fgsm")
+    assert "digits-pgd on 40 test images of digits, linf, epsilon 0.15" in text
+
+
+def test_fetch(says, monkeypatch, tmp_path):
+    from torchvision import datasets
+
+    class Forged:
+        classes = ("airplane", "car")
+
+        def __init__(self, root, train, download):
+            assert (root, download) == (tmp_path, True)
+            count = 6 if train else 4
+            self.data, self.targets = np.zeros((count, 32, 32, 3), np.uint8), [0, 1] * (count // 2)
+
+    monkeypatch.setattr(datasets, "CIFAR10", Forged)
+    assert says("fetch", "cifar10", "--root", tmp_path).strip() == f"cifar10: 10 images of 2 classes in {tmp_path}"
+
+
+def test_a_set_that_is_not_fetched(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"robustviz fetch svhn --root {tmp_path}"):
+        run("train", "--data", "svhn", "--root", tmp_path)
+
+
+def test_demo_ends_with_the_table_and_the_path(says, monkeypatch, tmp_path):
+    def forged(out, *, seed, say):
+        say(f"did it with seed {seed}")
+        return out / "index.html", "| a | b |"
+
+    monkeypatch.setattr(demo, "run_demo", forged)
+    text = says("demo", "--out", tmp_path / "page", "--seed", "3")
+    assert text.split("\n") == [
+        "did it with seed 3",
+        "",
+        "| a | b |",
+        "",
+        f"open {tmp_path / 'page' / 'index.html'}",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "demo", "fetch", "checkpoints"])
+def test_help_teaches(says, command):
+    text = " ".join(says(*([command] if command else []), "--help").replace("│", " ").split())
+    words = {
+        "": ["robustviz demo", "train", "evaluate", "fetch", "checkpoints"],
+        "train": ["8/255", "Madry", "--resume", "Ctrl-C", "--model", "resnet20", "[default: 15]", "bf16", "digits"],
+        "evaluate": ["CHECKPOINT", "upper bound", "95 %", "--epsilon", "8/255", "worst case"],
+        "demo": ["a minute", "--seed", "--force"],
+        "fetch": ["cifar10", "170 MB", "--root"],
+        "checkpoints": ["commands that give them again"],
+    }[command]
+    for word in words:
+        assert word in text
+
+
+def test_version(says):
+    assert says("--version").strip()
