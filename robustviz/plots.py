@@ -202,7 +202,7 @@ def plot_magnitude(clean: ChannelStats, attacked: ChannelStats, *, ax: Axes | No
     """
     ax = new_axes() if ax is None else ax
     heights = [stats.magnitude.sort(descending=True).values for stats in (clean, attacked)]
-    _profiles(ax, heights, [f"mean {stats.mean_magnitude:.3g}" for stats in (clean, attacked)])
+    _profiles(ax, heights, [f"mean {stats.mean_magnitude:#.3g}" for stats in (clean, attacked)])
     ax.set(xlabel="channel, by its own rank", ylabel="mean activation (units of the layer)")
     ax.set_ylim(bottom=0)
     return ax

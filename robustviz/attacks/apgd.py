@@ -4,9 +4,10 @@ It starts with steps as wide as the ball and, image by image, halves them and go
 objective stops rising. A step costs one forward and one backward pass; the last point is only looked at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from math import ceil, inf
 
 import torch
@@ -76,7 +77,7 @@ def apgd(
         return -values if targeted else values, (logits.argmax(1) == labels[rows]) == targeted
 
     search = _Search(threat, steps, random_start, early_exit, on_step, -1 if targeted else 1)
-    return search.run(model, images, labels, [look] * restarts, generator)
+    return search.run(model, images, labels, repeat(look, restarts), generator)
 
 
 def apgd_targeted(
@@ -113,7 +114,7 @@ def apgd_targeted(
         values, logits = objective_and_logits(towards, model, points, labels[rows], generator)
         return values, logits.argmax(1) != labels[rows]
 
-    looks = [partial(look, rank=rank) for rank in range(min(targets, logits.shape[1] - 1))]
+    looks = (partial(look, rank=rank) for rank in range(min(targets, logits.shape[1] - 1)))
     search = _Search(threat, steps, random_start, early_exit, on_step)
     return search.run(model, images, labels, looks, generator)
 
@@ -130,12 +131,12 @@ def _dlr_towards(
     return rise / (top[:, 0] - top[:, 2:].mean(1) + 1e-12)
 
 
-def checkpoints(steps: int) -> list[int]:
+def checkpoints(steps: int) -> set[int]:
     """Return the steps at which the step size is judged: at first rarely, then ever more often."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    return sorted({ceil(round(share * steps, 6)) for share in shares[1:] if share <= 1})
+    return {ceil(round(share * steps, 6)) for share in shares[1:] if share <= 1}
 
 
 @dataclass
@@ -183,7 +184,7 @@ class _Search:
     sign: int = 1
 
     def run(
-        self, model: nn.Module, images: Images, labels: Labels, looks: Sequence[Look], generator: Generator
+        self, model: nn.Module, images: Images, labels: Labels, looks: Iterator[Look], generator: Generator
     ) -> Images:
         """Climb once for each look and keep for each image the best point seen."""
         check_images(images, labels)

@@ -161,7 +161,7 @@ def _query(
     return best.images
 
 
-def _windows(like: Images, side: int, generator: Generator) -> tuple[Tensor, ...]:
+def _windows(like: Images, side: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw a square window for each image; return the index (n, c, side, side) that picks its pixels."""
     count, channels, height, width = like.shape
     device, span = like.device, torch.arange(side, device=like.device)
