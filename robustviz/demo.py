@@ -10,6 +10,8 @@ from typing import Any
 from robustviz.attacks import fgsm, ifgsm, pgd
 from robustviz.data import ImageSet, digits
 from robustviz.evaluation import RobustnessTable, Sweep, evaluate, sweep
+from robustviz.experiments.cas import cas_section
+from robustviz.experiments.wnll import wnll_section
 from robustviz.models import Classifier, initialized, small_cnn
 from robustviz.plots import Gallery, plot_accuracy, plot_gallery
 from robustviz.records import RunRecord, describe, table
@@ -29,6 +31,9 @@ ATTACKS: Mapping[str, Callable[..., Any]] = {
     "PGD-20": partial(pgd, steps=20),
 }
 STANDARD, HARDENED = "standard", "adversarially trained"
+
+SECTIONS: Mapping[str, Callable[[int], Section]] = {"WNLL": wnll_section, "CAS": cas_section}
+"""What the page says about defenses, on networks that come with the library."""
 
 Say = Callable[[str], Any]
 
@@ -74,8 +79,11 @@ def run_demo(out: Path, *, seed: int = 0, say: Say = lambda message: None) -> tu
         _curves(sweeps),
         _gallery(networks, test_set, seed),
         _table(tables),
-        _again(seed),
     ]
+    for name, section in SECTIONS.items():
+        sections.append(section(seed))
+        say(f"measured {name}: published against adaptive attacks")
+    sections.append(_again(seed))
     page = write_report(
         out / "index.html",
         "How robust are two networks that read digits?",

@@ -240,7 +240,7 @@ class _Search:
         linf = self.threat.norm == "linf"
         direction = climb.gradient.sign() if linf else climb.gradient / _length(climb.gradient, 2)
         ahead = project(climb.clean, climb.point + per_image(climb.size, direction) * direction, self.threat)
-        ahead = climb.point + (1 - momentum) * (ahead - climb.point) + momentum * (climb.point - climb.previous)
+        ahead = climb.point.lerp(ahead, 1 - momentum).add_(climb.point - climb.previous, alpha=momentum)
         climb.previous, climb.point = climb.point, project(climb.clean, ahead, self.threat)
 
     def visit(self, climb: _Climb, best: Best, look: Look, restart: int, step: int) -> None:

@@ -97,41 +97,41 @@ def _descend(
     on_step: OnStep | None,
 ) -> Bool[Tensor, "n"]:
     """Make one round of Carlini & Wagner with a fixed constant for each image; return which images fooled."""
-    place, edge = (SHRINK * (2 * images - 1)).atanh(), atanh(SHRINK)
-    first, second, point = torch.zeros_like(images), torch.zeros_like(images), images.clone()
+    rows, clean, here, point = torch.arange(len(images), device=images.device), images, images, images.clone()
+    curve, edge = SHRINK * (2 * images - 1), atanh(SHRINK)
+    place, first, second = curve.atanh(), torch.zeros_like(images), torch.zeros_like(images)
     found, wins = torch.zeros_like(best.fooled), torch.zeros_like(best.fooled)
     lead, lowest = torch.zeros_like(const), torch.full_like(const, inf)
-    moving = torch.ones_like(found)
     for step in range(steps):
-        rows = moving.nonzero().squeeze(1)
-        if not len(rows):
-            break
-        here = point[rows].requires_grad_()
+        here = here.detach().requires_grad_()
         values, fooled = look(here, rows)
         missing = const[rows] * (confidence - values).clamp_min(0)
         slope, here = _gradient(missing, here), here.detach()
-        change = here - images[rows]
-        loss = missing.detach() + change.square().sum((1, 2, 3))
-        lead[rows], wins[rows] = values.detach(), fooled
-        found |= wins
+        change = here - clean
         distance = norms(change, "l2")
         best.offer(rows, here, fooled, -distance)
+        found[rows] |= fooled
         if on_step is not None:
+            point[rows], lead[rows], wins[rows] = here, values.detach(), fooled
             on_step(Step(search, step, point.clone(), lead.clone(), wins.clone()))
         done = fooled & (distance == 0)  # wrong as it is: nothing nearer can be found
         if (step + 1) % max(steps // 10, 1) == 0:
+            loss = missing.detach() + distance.square()
             done |= loss > 0.9999 * lowest[rows]
             lowest[rows] = loss
-        goes = ~done | best.together
-        moving[rows] = goes
-        rows, slope, change = rows[goes], slope[goes], change[goes]
+        if done.any() and not best.together:
+            state = (rows, clean, curve, place, first, second, slope, change)
+            rows, clean, curve, place, first, second, slope, change = (values[~done] for values in state)
+            if not len(rows):
+                break
         # Adam, with the slope carried from pixels to their places on the curve.
-        slope = (slope + 2 * change) * (1 - place[rows].tanh().square()) / (2 * SHRINK)
-        first[rows] = 0.9 * first[rows] + 0.1 * slope
-        second[rows] = 0.999 * second[rows] + 0.001 * slope.square()
-        scale = (second[rows] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
-        place[rows] = (place[rows] - lr / (1 - 0.9 ** (step + 1)) * first[rows] / scale).clamp(-edge, edge)
-        point[rows] = ((place[rows].tanh() / SHRINK + 1) / 2).clamp(0, 1)
+        slope = slope.add_(change, alpha=2).mul_((1 - curve.square()) / (2 * SHRINK))
+        first = first.lerp_(slope, 0.1)
+        second = second.mul_(0.999).addcmul_(slope, slope, value=0.001)
+        scale = (second / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
+        place = place.addcdiv_(first, scale, value=-lr / (1 - 0.9 ** (step + 1))).clamp_(-edge, edge)
+        curve = place.tanh()
+        here = (curve / (2 * SHRINK)).add_(0.5).clamp_(0, 1)
     return found
 
 

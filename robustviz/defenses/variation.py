@@ -32,8 +32,8 @@ State = tuple[Maps, Maps, Maps]
 RELAXATION = 1.9
 """How far a step is thrown; any value in (0, 2) reaches the same minimum."""
 
-CACHED = 2**15
-"""Numbers that a processor works on at a time: its fast memory holds a dozen such maps."""
+CACHED = 2**16
+"""Numbers in the pictures that a processor works on at a time, so that all maps stay in its fast memory."""
 
 CHECK_EVERY = 10
 """Steps between two looks at how far each picture is from its minimum; a look costs as much as a step or two."""
@@ -182,7 +182,7 @@ def _minimize(
 def _filled(images: Images, kept: Kept) -> Images:
     """Give dropped pixels the mean of their known neighbors, ring by ring; kept pixels stay, the rest is ignored."""
     filled = torch.where(kept, images, 0)
-    known = kept.to(images.dtype).expand_as(images)
+    known = kept.to(images.dtype)
     for _ in range(max(images.shape[2:])):
         if known.all():
             break

@@ -1,0 +1,39 @@
+"""What the README shows runs, and what it names exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_experiment_runs(tmp_path):
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line and not line.startswith(("from", "import"))]) <= 20
+    # Two epochs instead of eight: what is tested is that every call exists and fits.
+    quick = code.replace("epochs=8", "epochs=2")
+    assert quick != code
+    done = subprocess.run([sys.executable, "-c", quick], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("worst case per image") == 2
+
+
+def test_pictures_and_links_exist():
+    for target in re.findall(r"\]\(([^)]+)\)", README.replace("\n", " ")):
+        if not target.startswith("https://arxiv.org/abs/"):
+            assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^    make (\w+)", README, re.MULTILINE))))
+def test_make_targets_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^    robustviz (\w+)(?= )", README, re.MULTILINE))))
+def test_commands_exist(line):
+    done = subprocess.run([sys.executable, "-m", "robustviz.cli", line, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
