@@ -240,6 +240,7 @@ def test_the_model_is_left_as_it_was(digits, digits_net):
     images, labels = (part[:20] for part in digits)
     before = {name: tensor.clone() for name, tensor in digits_net.state_dict().items()}
     state = torch.get_rng_state()
+    digits_net.zero_grad()  # other libraries, attacking in other tests, leave gradients behind
     digits_net[1].train()
     digits_net[0].weight.requires_grad_(False)
     try:

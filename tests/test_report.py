@@ -128,6 +128,7 @@ def demonstration(tmp_path_factory):
     """The demo with few images, one epoch and three strengths: folder, page and what was said."""
     out, said = tmp_path_factory.mktemp("demo"), []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "SECTIONS", {})  # tested beside the experiments
         patch.setattr(demo, "TrainConfig", lambda **settings: TrainConfig(epochs=1, **settings))
         patch.setattr(demo, "EPSILONS", (0.0, 0.15, 0.3))
         patch.setattr(demo, "digits", lambda part: digits(part).subset({"train": 200, "test": 40}[part]))
