@@ -55,7 +55,7 @@ def test_properties(attack, threat, targeted, digits_net, some):
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(path[-1].images, attacked)
     sign = -1 if targeted else 1
-    for last, step in itertools.pairwise(path):
+    for last, step in itertools.pairwise(path[1:]):
         assert norms(step.images - images, threat.norm).max() <= threat.epsilon * (1 + 1e-6)
         assert step.images.min() >= 0
         assert step.images.max() <= 1
@@ -98,7 +98,7 @@ def test_square_changes_one_window_at_a_time(channels):
     torch.testing.assert_close(stripes.abs(), torch.full_like(stripes, 0.08))
     assert torch.equal(stripes[:, :, :1].sign().expand_as(stripes), stripes.sign())
     sides = []
-    for last, step in itertools.pairwise(path):
+    for last, step in itertools.pairwise(path[1:]):
         torch.testing.assert_close((step.images - images).abs(), torch.full_like(images, 0.08))
         changed = (step.images != last.images).any(1)
         assert changed.any((1, 2)).all(), "no query is wasted on what is known"
