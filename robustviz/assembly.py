@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from robustviz.defenses.cas import with_cas
+from robustviz.defenses.tvm import TVM
 from robustviz.defenses.wnll import buffered
 from robustviz.defenses.wnll_head import WNLLHead
 from robustviz.models import MODELS, Classifier
@@ -44,8 +45,6 @@ def defended(
     if buffer:
         classifier = buffered(classifier)
     if tvm is not None:
-        from robustviz.defenses.tvm import TVM
-
         classifier = classifier.replace(purify=TVM(**tvm))
     if wnll is not None:
         linear: Any = classifier.head

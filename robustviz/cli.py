@@ -17,7 +17,9 @@ from tqdm.auto import tqdm
 from robustviz import checkpoints as stored
 from robustviz.comparison import RESULTS
 from robustviz.data import DOWNLOADS, load, torchvision_set
+from robustviz.defenses.wnll_head import Gradient
 from robustviz.evaluation import RobustnessTable, evaluate
+from robustviz.experiments import attacks_on_defenses
 from robustviz.models import MODELS
 from robustviz.pipelines import Defense, harden, players
 from robustviz.recipes import (
@@ -81,6 +83,7 @@ def train_command(
     data: str = "digits",
     model: str = "small_cnn",
     defense: Defense = "none",
+    gradient: Gradient = "exact",
     attack: TrainingAttack = "none",
     epsilon: Radius = None,
     norm: Norm = "linf",
@@ -112,6 +115,7 @@ def train_command(
             each class, in subfolders train and test or split by robustviz.
         model: small_cnn, resnet20, resnet56, resnet110, resnet18 or vgg16.
         defense: none; wnll decides by interpolation from labelled templates; cas suppresses channels.
+        gradient: With wnll, the gradient through the activation: exact, or surrogate as published.
         attack: none trains on clean images; pgd on images attacked anew in every step (Madry et al.); fgsm-rs does so
             with one step from a random start (Wong et al.), five times faster, while PGD watches whether it collapses;
             trades and mart weigh clean against attacked images in their objectives, and attack with PGD.
@@ -160,6 +164,7 @@ def train_command(
         threat=threat,
         attack=attack,
         defense=defense,
+        gradient=gradient,
         steps=steps,
         step_size=step_size,
         validation=validation,
@@ -168,9 +173,8 @@ def train_command(
         on_epoch=lambda log: _say(_epoch_line(log, epochs)),
     )
     test_set = test_set.subset(min(1000, len(test_set)))
-    measured = _measure(
-        hardened.model, test_set.to(usual_device(device)), evaluation_attacks(["pgd"], threat, 20), seeded(seed)
-    )
+    attacks = evaluation_attacks(["pgd"], threat, 20) | attacks_on_defenses(hardened.model, threat)
+    measured = _measure(hardened.model, test_set.to(usual_device(device)), attacks, seeded(seed))
     objective, against, _ = players(attack, defense, threat, steps, step_size)
     settings = {
         "data": data,
@@ -203,6 +207,7 @@ def evaluate_command(
     norm: Norm | None = None,
     steps: int = 20,
     restarts: int = 1,
+    adaptive: bool = True,
     images: int = 1000,
     batch_size: int = 256,
     survivors_only: bool = False,
@@ -225,6 +230,8 @@ def evaluate_command(
         norm: linf or l2; default: what the record says.
         steps: Steps of the iterated attacks.
         restarts: Random starts of PGD.
+        adaptive: Also run the attacks made for the network's defense, if it has one; without them a defense that
+            only hides its gradient looks robust.
         images: How many test images, drawn evenly from the classes.
         batch_size: Images at a time.
         survivors_only: Attack only what every attack before has left right: the same worst case, faster.
@@ -251,7 +258,8 @@ def evaluate_command(
     measured = _measure(
         classifier.to(usual_device(device)),
         test_set,
-        evaluation_attacks(attacks, threat, steps, restarts),
+        evaluation_attacks(attacks, threat, steps, restarts)
+        | (attacks_on_defenses(classifier, threat) if adaptive else {}),
         seeded(seed),
         batch_size=batch_size,
         survivors_only=survivors_only,
@@ -312,9 +320,11 @@ def checkpoints() -> None:
     for name, path in stored.shipped().items():
         record = RunRecord.load(path.with_suffix(".json"))
         settings, accuracy = record.settings, record.results["accuracy"]
-        figures = ", ".join(f"{condition} {share:.1%}" for condition, share in accuracy.items())
+        figures = ", ".join(f"{condition} {share:.1%}" for condition, share in list(accuracy.items())[:2])
+        figures += f", worst of {len(accuracy) - 1} attacks {record.results['worst_case']:.1%}"
         epsilon = f"{settings['threat']['norm']} {settings['threat']['epsilon']:.4g}"
-        rows.append([name, str(settings["data"]), settings["architecture"]["function"], epsilon, figures])
+        made = settings["architecture"]
+        rows.append([name, str(settings["data"]), made.get("network", made["function"]), epsilon, figures])
         commands.append(f"{name}\n    {record.command}")
     _say(table(["name", "data", "network", "epsilon", "accuracy on test images"], rows))
     _say("\nGiven again by:\n" + "\n".join(commands))

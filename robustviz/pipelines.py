@@ -11,11 +11,12 @@ import torch
 from robustviz.assembly import defended
 from robustviz.data import ImageSet
 from robustviz.defenses.cas import joint
-from robustviz.defenses.wnll import only_buffer_trains, refresh_template, wnll_classifier, wnll_objective
+from robustviz.defenses.wnll import only_buffer_trains, wnll_classifier, wnll_objective
 from robustviz.defenses.wnll_head import Gradient
 from robustviz.models import Classifier, initialized
 from robustviz.recipes import OWN_ATTACK, TrainingAttack, training_attack, training_objective
 from robustviz.resume import EpochLog
+from robustviz.tensors import seeded
 from robustviz.training import TrainConfig, hold_out, train
 from robustviz.types import Attack, Objective, Threat
 
@@ -45,6 +46,7 @@ def harden(
     threat: Threat,
     attack: TrainingAttack = "none",
     defense: Defense = "none",
+    gradient: Gradient = "exact",
     steps: int = 10,
     step_size: float | None = None,
     validation: float = 0.1,
@@ -63,6 +65,7 @@ def harden(
             but the first.
         defense: `"none"`; `"wnll"`: two rounds of training through the linear head and of the buffer through WNLL;
             `"cas"`: channel suppression with its joint objective for trainer and attacker.
+        gradient: With WNLL, what stage B and attacks during training follow, and what the finished head has.
         steps: Of PGD.
         step_size: Of the attack, in pixel units; None is the usual one.
         validation: Share of the training images that chooses the epoch.
@@ -85,7 +88,8 @@ def harden(
             raise ValueError(f"attack must be none, fgsm-rs or pgd with WNLL, got {attack!r}")
         build = partial(defended, **shape, buffer=True)
         classifier = initialized(build, config.seed).to(device)
-        return _alternate(classifier, build, image_set, config, against, monitor, state, loop)
+        loop |= {"attack": against, "monitor": monitor}
+        return _alternate(classifier, build, image_set, config, state, gradient, loop)
     build = partial(defended, **shape, cas=defense == "cas")
     classifier = initialized(build, config.seed).to(device)
     loop |= {"objective": objective, "attack": against, "monitor": monitor, "resume": state}
@@ -118,37 +122,34 @@ def _alternate(
     build: partial[Classifier],
     image_set: ImageSet,
     config: TrainConfig,
-    attack: Attack | None,
-    monitor: Attack | None,
     state: Path | None,
+    gradient: Gradient,
     loop: dict[str, Any],
-    *,
-    gradient: Gradient = "exact",
 ) -> Hardened:
     """Alternate: everything through the linear head (A), the buffer through WNLL (B); then draw the final template.
 
     The second round starts A at a fifth of the learning rate. B takes two epochs at a hundredth, on clean images or on
-    images that the attack makes through the WNLL head.
+    images that the attack makes through the WNLL head; half of the training images serve there as the pool that
+    templates are drawn from, the other half learns. The final template is drawn from all of them, never from the
+    held-out part.
 
     Source: Wang et al., arXiv 1802.00168, algorithm 1.
     """
     kept, _ = hold_out(image_set.labels, loop["validation"])
     source = image_set[kept]
-    size = min(1000, len(source) // 2)
+    # An image must not stand in the template that its own label is interpolated from.
+    learners, pool = source.split(seeded(config.seed), share=0.5)
+    size = min(1000, len(pool))
     logs: list[EpochLog] = []
-    data = image_set.images, image_set.labels
-    wnll = classifier
     for number in range(WNLL_ROUNDS):
-        stage_a = replace(config, learning_rate=config.learning_rate / (1 if number == 0 else 5))
-        stage_b = replace(config, learning_rate=config.learning_rate / 100, epochs=2, schedule="constant")
         files = [None if state is None else state.with_name(f"{state.name}-{number + 1}{stage}") for stage in "ab"]
-        logs += train(classifier, *data, stage_a, attack=attack, monitor=monitor, resume=files[0], **loop)
-        wnll = wnll_classifier(classifier, source, size=size, gradient=gradient)
-        with only_buffer_trains(wnll):
-            objective = wnll_objective(source, size)
-            logs += train(
-                wnll, *data, stage_b, objective=objective, attack=attack, monitor=monitor, resume=files[1], **loop
-            )
-        refresh_template(wnll, source)
-    settings = {"size": size, "gradient": gradient}
-    return Hardened(wnll.eval(), partial(build, wnll=settings), logs)
+        stage_a = replace(config, learning_rate=config.learning_rate / (1 if number == 0 else 5))
+        logs += train(classifier, image_set.images, image_set.labels, stage_a, resume=files[0], **loop)
+        stage_b = replace(config, learning_rate=config.learning_rate / 100, epochs=2, schedule="constant")
+        loop_b = loop | {"objective": wnll_objective(pool, size), "resume": files[1]}
+        interpolating = wnll_classifier(classifier, pool, size=size, gradient=gradient)
+        with only_buffer_trains(interpolating):
+            logs += train(interpolating, learners.images, learners.labels, stage_b, **loop_b)
+    settings: dict[str, Any] = {"size": min(1000, len(source)), "gradient": gradient}
+    model = wnll_classifier(classifier, source, **settings, generator=seeded(config.seed))
+    return Hardened(model.eval(), partial(build, wnll=settings), logs)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from robustviz.comparison import PUBLISHED, WORST, Comparison, spread
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -37,3 +39,14 @@ def test_make_targets_exist(target):
 def test_commands_exist(line):
     done = subprocess.run([sys.executable, "-m", "robustviz.cli", line, "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_figures_are_those_of_the_record():
+    record = Comparison.load(ROOT / "data" / "results" / "wnll.json")
+    networks = ["adversarial, softmax", "adversarial, WNLL"]
+    for condition, label in ((PUBLISHED, "under the published attack"), (WORST, "worst case of all attacks")):
+        cells = " | ".join(spread(record.values(network, 0.15, condition)) for network in networks)
+        assert re.search(rf"\| {label}.* \| {re.escape(cells)} \|", README)
+    assert "({} and {} attacks)".format(*(len(record.attacks(network)) for network in networks)) in README
+    assert record.settings["images"] == 200
+    assert len(record.settings["seeds"]) == 3
