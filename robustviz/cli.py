@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,13 +16,16 @@ from cyclopts import App, Parameter, validators
 from tqdm.auto import tqdm
 
 from robustviz import checkpoints as stored
+from robustviz.attacks import against, identity_backward
 from robustviz.comparison import RESULTS
 from robustviz.data import DOWNLOADS, load, torchvision_set
+from robustviz.defenses.tvm import TVM
 from robustviz.defenses.wnll_head import Gradient
 from robustviz.evaluation import RobustnessTable, evaluate
 from robustviz.experiments import attacks_on_defenses
 from robustviz.models import MODELS
-from robustviz.pipelines import Defense, harden, players
+from robustviz.pictures import cache_folder
+from robustviz.pipelines import Augmentation, Defense, harden, players
 from robustviz.recipes import (
     EvaluationAttack,
     TrainingAttack,
@@ -83,6 +87,7 @@ def train_command(
     data: str = "digits",
     model: str = "small_cnn",
     defense: Defense = "none",
+    augment: Augmentation = "none",
     gradient: Gradient = "exact",
     attack: TrainingAttack = "none",
     epsilon: Radius = None,
@@ -107,14 +112,17 @@ def train_command(
     """Train a network, naturally or against an attack, and write it to a folder.
 
     A part of the training images is held out and chooses the epoch; at the end the network is measured on up to 1,000
-    test images, clean and under PGD-20. Ctrl-C is safe: `--resume` goes on from the last whole epoch and ends with the
-    same weights.
+    test images (250 with TVM, which is slow), clean and under PGD-20, past a purifier with BPDA. Ctrl-C is safe:
+    `--resume` goes on from the last whole epoch and ends with the same weights.
 
     Args:
         data: digits (embedded), cifar10, svhn, mnist (fetch them first), or a folder of pictures: one subfolder for
             each class, in subfolders train and test or split by robustviz.
         model: small_cnn, resnet20, resnet56, resnet110, resnet18 or vgg16.
-        defense: none; wnll decides by interpolation from labelled templates; cas suppresses channels.
+        defense: none; wnll decides by interpolation from labelled templates; cas suppresses channels; tvm purifies the
+            images by total variation minimization, which is put in front once the network is trained.
+        augment: tvm trains on the images together with their TVM versions, which are made once and kept in
+            $ROBUSTVIZ_CACHE or the user's cache: as large as the images, four bytes for each number.
         gradient: With wnll, the gradient through the activation: exact, or surrogate as published.
         attack: none trains on clean images; pgd on images attacked anew in every step (Madry et al.); fgsm-rs does so
             with one step from a random start (Wong et al.), five times faster, while PGD watches whether it collapses;
@@ -135,7 +143,8 @@ def train_command(
         seed: Decides weights, order and random starts.
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
-        out: Folder for the result, or a file name ending in .safetensors; default runs/DATA-MODEL-DEFENSE-ATTACK.
+        out: Folder for the result, or a file name ending in .safetensors; default runs/DATA-MODEL-DEFENSE-ATTACK,
+            with `augmented` before ATTACK if they are.
         resume: Go on with the interrupted run that is there.
         force: Start anew although a run is there.
     """
@@ -152,7 +161,8 @@ def train_command(
         seed=seed,
         **usual_augmentation(data),
     )
-    out = out or Path("runs") / "-".join([stem(data), model, *([defense] if defense != "none" else []), attack])
+    defenses = [*([defense] if defense != "none" else []), *(["augmented"] if augment != "none" else [])]
+    out = out or Path("runs") / "-".join([stem(data), model, *defenses, attack])
     weights, state = _claim(out, resume, force)
     image_set, test_set = (load(data, part, root=root) for part in ("train", "test"))
     image_set = image_set if images is None else image_set.subset(images)
@@ -164,18 +174,20 @@ def train_command(
         threat=threat,
         attack=attack,
         defense=defense,
+        augment=augment,
         gradient=gradient,
         steps=steps,
         step_size=step_size,
         validation=validation,
         device=usual_device(device),
+        cache=cache_folder(),
         state=state,
         on_epoch=lambda log: _say(_epoch_line(log, epochs)),
     )
-    test_set = test_set.subset(min(1000, len(test_set)))
+    test_set = test_set.subset(min(250 if defense == "tvm" else 1000, len(test_set)))
     attacks = evaluation_attacks(["pgd"], threat, 20) | attacks_on_defenses(hardened.model, threat)
     measured = _measure(hardened.model, test_set.to(usual_device(device)), attacks, seeded(seed))
-    objective, against, _ = players(attack, defense, threat, steps, step_size)
+    objective, opponent, _ = players(attack, defense, threat, steps, step_size)
     settings = {
         "data": data,
         "classes": list(image_set.classes),
@@ -183,8 +195,9 @@ def train_command(
         "test_images": len(test_set),
         "threat": describe(threat),
         "defense": defense,
+        "augment": augment,
         "objective": describe(objective),
-        "attack": describe(against),
+        "attack": describe(opponent),
         "training": describe(config),
         "validation": validation,
     }
@@ -272,7 +285,7 @@ def evaluate_command(
 
 @app.command
 def compare(
-    name: Literal["wnll", "cas"],
+    name: Literal["wnll", "cas", "tvm"],
     /,
     *,
     seeds: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 3,
@@ -285,15 +298,17 @@ def compare(
     and standard deviation in percent, and how many attacks stand behind each worst case.
 
     Args:
-        name: wnll: the interpolating activation against the softmax; cas: suppressing channels against not doing so.
+        name: wnll: the interpolating activation against the softmax; cas: suppressing channels against not doing so;
+            tvm: purified images, and training that has seen them, against neither.
         seeds: How many seeds, from 0.
         out: Folder for the JSON files.
         force: Replace files that exist.
     """
     from robustviz.experiments.cas import compare_cas
+    from robustviz.experiments.tvm import compare_tvm
     from robustviz.experiments.wnll import compare_wnll
 
-    run = {"wnll": compare_wnll, "cas": compare_cas}[name]
+    run = {"wnll": compare_wnll, "cas": compare_cas, "tvm": compare_tvm}[name]
     if existing := [file for file in out.glob(f"{name}*.json") if not force]:
         raise FileExistsError(f"--out {out} holds {existing[0].name} already; choose another folder or add --force")
     for comparison in run(range(seeds), _say):
@@ -342,7 +357,11 @@ def main() -> None:
 
 
 def _measure(model: Any, test_set: Any, attacks: Any, generator: torch.Generator, **settings: Any) -> RobustnessTable:
-    """Evaluate with a progress bar."""
+    """Evaluate with a progress bar; the gradient passes a TVM purifier as the identity (BPDA)."""
+    if isinstance(model.purify, TVM):
+        attacks = {
+            f"{name}, BPDA": partial(against, view=identity_backward, attack=attack) for name, attack in attacks.items()
+        }
     with tqdm(unit="image", leave=False, disable=None) as bar:
 
         def advance(condition: str, done: int, total: int) -> None:

@@ -70,8 +70,12 @@ def _cache_file(root: Path, files: list[Path]) -> Path:
     for file in files:
         state = file.stat()
         key.update(f"{file.relative_to(root)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
-    folder = os.environ.get("ROBUSTVIZ_CACHE") or platformdirs.user_cache_path("robustviz")
-    return Path(folder) / f"{root.resolve().name}-{key.hexdigest()[:16]}.safetensors"
+    return cache_folder() / f"{root.resolve().name}-{key.hexdigest()[:16]}.safetensors"
+
+
+def cache_folder() -> Path:
+    """Return where decoded pictures and their TVM versions are kept: $ROBUSTVIZ_CACHE, else the user's cache."""
+    return Path(os.environ.get("ROBUSTVIZ_CACHE") or platformdirs.user_cache_path("robustviz"))
 
 
 def _read_pictures(files: list[Path], workers: int | None) -> Tensor:

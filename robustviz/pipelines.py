@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from robustviz.assembly import defended
 from robustviz.data import ImageSet
+from robustviz.defenses import tvm
 from robustviz.defenses.cas import joint
 from robustviz.defenses.wnll import only_buffer_trains, wnll_classifier, wnll_objective
 from robustviz.defenses.wnll_head import Gradient
@@ -20,7 +22,8 @@ from robustviz.tensors import seeded
 from robustviz.training import TrainConfig, hold_out, train
 from robustviz.types import Attack, Objective, Threat
 
-Defense = Literal["none", "wnll", "cas"]
+Defense = Literal["none", "wnll", "cas", "tvm"]
+Augmentation = Literal["none", "tvm"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ def harden(
     threat: Threat,
     attack: TrainingAttack = "none",
     defense: Defense = "none",
+    augment: Augmentation = "none",
     gradient: Gradient = "exact",
     steps: int = 10,
     step_size: float | None = None,
     validation: float = 0.1,
     device: torch.device | str = "cpu",
+    cache: Path | None = None,
     state: Path | None = None,
     on_epoch: Callable[[EpochLog], Any] | None = None,
 ) -> Hardened:
@@ -64,17 +69,22 @@ def harden(
         attack: `"none"`, `"fgsm-rs"`, `"pgd"`, or `"trades"` or `"mart"`, objectives that hold PGD. PGD watches all
             but the first.
         defense: `"none"`; `"wnll"`: two rounds of training through the linear head and of the buffer through WNLL;
-            `"cas"`: channel suppression with its joint objective for trainer and attacker.
+            `"cas"`: channel suppression with its joint objective for trainer and attacker; `"tvm"`: images are purified
+            by total variation minimization. The purifier is put in front after training, because with it in place
+            every update, and every step of an attack, would wait for it; the epoch is chosen on purified images.
+        augment: `"tvm"` trains on the images together with their TVM versions; the held-out images get none.
         gradient: With WNLL, what stage B and attacks during training follow, and what the finished head has.
         steps: Of PGD.
         step_size: Of the attack, in pixel units; None is the usual one.
         validation: Share of the training images that chooses the epoch.
         device: Where to train.
+        cache: Folder that keeps TVM versions for the next time; None keeps none.
         state: Where an interrupted training keeps its state; files with a further ending stand beside it.
         on_epoch: Called after every epoch.
 
     Raises:
-        ValueError: If TRADES or MART meets WNLL, which has an objective of its own.
+        ValueError: If TRADES or MART meets WNLL, which has an objective of its own, or augmentation does, because an
+            image and its TVM version could stand on both sides of an interpolation.
     """
     shape: dict[str, Any] = {
         "network": network,
@@ -83,6 +93,10 @@ def harden(
     }
     objective, against, monitor = players(attack, defense, threat, steps, step_size)
     loop: dict[str, Any] = {"validation": validation, "on_epoch": on_epoch}
+    if defense == "wnll" and augment != "none":
+        raise ValueError(f"augment must be none with WNLL, got {augment!r}; put a WNLL head on the augmented network")
+    if "tvm" in (defense, augment):
+        image_set, loop["validation"] = _purified(image_set, defense, augment, validation, config.seed, device, cache)
     if defense == "wnll":
         if attack in OWN_ATTACK:
             raise ValueError(f"attack must be none, fgsm-rs or pgd with WNLL, got {attack!r}")
@@ -94,7 +108,38 @@ def harden(
     classifier = initialized(build, config.seed).to(device)
     loop |= {"objective": objective, "attack": against, "monitor": monitor, "resume": state}
     logs = train(classifier, image_set.images, image_set.labels, config, **loop)
+    if defense == "tvm":
+        purifier = tvm.TVM()
+        return Hardened(classifier.eval().replace(purify=purifier.eval()), partial(build, tvm=purifier.settings), logs)
     return Hardened(classifier.eval(), build, logs)
+
+
+def _purified(
+    image_set: ImageSet,
+    defense: Defense,
+    augment: Augmentation,
+    validation: float,
+    seed: int,
+    device: torch.device | str,
+    cache: Path | None,
+) -> tuple[ImageSet, Tensor]:
+    """Put TVM versions into both parts of an image set, each made from its own images: no image is in both.
+
+    The training part grows by its versions if they augment it; the validation part becomes its versions if the network
+    will see purified images alone.
+
+    Returns:
+        The image set, and the indices of its validation part.
+    """
+    parts: list[list[tvm.Part]] = [["clean", "tvm"] if augment == "tvm" else ["clean"]]
+    parts += [["tvm"] if defense == "tvm" else ["clean"]]
+    made = [
+        tvm.augment(image_set[rows].to(device), tvm.TVM(), parts=kinds, folder=cache, generator=seeded(seed, number))
+        for number, (rows, kinds) in enumerate(zip(hold_out(image_set.labels, validation), parts, strict=True))
+        if len(rows)
+    ]
+    images, labels = (torch.cat([getattr(part, name).cpu() for part in made]) for name in ("images", "labels"))
+    return replace(image_set, images=images, labels=labels), torch.arange(len(made[0]), len(images))
 
 
 def players(

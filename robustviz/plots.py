@@ -11,7 +11,7 @@ import matplotlib
 import matplotlib.style
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -256,3 +256,40 @@ def _profiles(ax: Axes, heights: list[Tensor], texts: list[str]) -> None:
         ax.stairs(edges, color=color, linewidth=1.4, label=f"{condition}: {text}")
     ax.set_xlim(0, len(heights[0]))
     ax.legend(loc="upper right")
+
+
+@dataclass(frozen=True)
+class Purified:
+    """A picture before and after total variation minimization.
+
+    Attributes:
+        name: What was done to it before.
+        image: As it came.
+        kept: Pixels that count, one mask for all channels.
+        result: Purified.
+        before: Energy of the picture as it came, its dropped pixels filled in from their neighbors.
+        after: Energy of the result.
+    """
+
+    name: str
+    image: Float[Tensor, "c h w"]
+    kept: Bool[Tensor, "1 h w"]
+    result: Float[Tensor, "c h w"]
+    before: float
+    after: float
+
+
+@styled
+def plot_purified(rows: list[Purified]) -> Figure:
+    """Draw one row for each picture: as it came, the pixels that are kept, and what TVM makes of them."""
+    figure = Figure(figsize=(6.6, 2.2 * len(rows) + 0.3))
+    axes = figure.subplots(len(rows), 3, squeeze=False)
+    for (came, kept, result), row in zip(axes, rows, strict=True):
+        for ax, image in zip((came, kept, result), (row.image, row.image * row.kept, row.result), strict=True):
+            _picture(ax, image)
+        came.set_ylabel(row.name)
+        kept.set_xlabel(f"E = {row.before:.1f} at the start")
+        result.set_xlabel(f"E = {row.after:.1f}")
+    for ax, title in zip(axes[0], ("as it came", "kept pixels", "purified"), strict=True):
+        ax.set_title(title)
+    return figure

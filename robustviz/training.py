@@ -78,7 +78,7 @@ def train(
     objective: Objective = cross_entropy,
     attack: Attack | None = None,
     monitor: Attack | None = None,
-    validation: float = 0.1,
+    validation: float | Tensor = 0.1,
     resume: Path | str | None = None,
     on_epoch: Callable[[EpochLog], Any] | None = None,
 ) -> list[EpochLog]:
@@ -100,6 +100,7 @@ def train(
             one shows when training against a fast attack collapses (catastrophic overfitting).
         validation: Share of the images, of every class alike, that is held out and chooses the epoch: by robust
             accuracy if there is an attack, then by clean accuracy. 0 trains on everything and keeps the last epoch.
+            Or the indices of the images to hold out.
         resume: File that holds the state after every epoch. If it exists, training goes on from there and
             ends as if it had never stopped. The caller removes it.
         on_epoch: Called after every epoch, when the state is safe on disk.
@@ -123,7 +124,7 @@ def train(
     settings |= {
         "monitor": describe(monitor),
         "images": [*images.shape, images.double().sum().item()],
-        "validation": validation,
+        "validation": validation.tolist() if isinstance(validation, Tensor) else validation,
     }
     state = TrainingState(model, optimizer, settings, None if resume is None else Path(resume))
     logs = state.restore()
@@ -261,13 +262,17 @@ class _Run:
         return right["clean"] / len(held), right["robust"] / len(held) if self.monitor is not None else None
 
 
-def hold_out(labels: Labels, share: float) -> tuple[Tensor, Tensor]:
-    """Indices of the training and of the validation part, stratified and always the same."""
-    size = round(share * len(labels))
-    if not 0 <= share < 1 or size >= len(labels):
-        raise ValueError(f"validation must be a share from 0 to below 1 that leaves images to train on, got {share}")
+def hold_out(labels: Labels, validation: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the training and of the validation part: a share, stratified and always the same, or as given."""
     held = torch.zeros(len(labels), dtype=torch.bool)
-    held[stratified(labels, size)] = True
+    if isinstance(validation, Tensor):
+        held[validation] = True
+    elif 0 <= validation < 1:
+        held[stratified(labels, round(validation * len(labels)))] = True
+    if held.all() or not (isinstance(validation, Tensor) or 0 <= validation < 1):
+        raise ValueError(
+            f"validation must be a share from 0 to below 1 that leaves images to train on, got {validation}"
+        )
     return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
 

@@ -146,7 +146,7 @@ def _purified(images: Images, purifier: TVM, seed: int, part: str, folder: Path 
     made = []
     with torch.no_grad():
         batches = torch.split(images, BATCH)
-        for batch, some in enumerate(tqdm(batches, desc=f"TVM of {part}", unit="batch", leave=False)):
+        for batch, some in enumerate(tqdm(batches, desc=f"TVM of {part}", unit="batch", leave=False, disable=None)):
             made.append(minimize_tv(some, **purifier.settings, generator=seeded(seed, batch)))
     result = torch.cat(made)
     if path is not None:

@@ -1,0 +1,256 @@
+"""TVM against the same networks without it: what stops an attack that goes around the purifier, and what does not."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustviz import checkpoints
+from robustviz.attacks import (
+    against,
+    eot,
+    exact_head,
+    identity_backward,
+    linear_head,
+    pgd,
+    probability_margin,
+    surrogate_head,
+)
+from robustviz.comparison import PUBLISHED, WORST, Comparison, Contest, Entry, compare
+from robustviz.data import ImageSet, digits
+from robustviz.defenses.tvm import TVM, TVStep, draw_kept, minimize_tv
+from robustviz.defenses.wnll import wnll_classifier
+from robustviz.evaluation import CLEAN, evaluate
+from robustviz.models import Classifier
+from robustviz.objectives import cross_entropy, margin
+from robustviz.pipelines import harden
+from robustviz.plots import Purified, plot_comparison, plot_purified
+from robustviz.recipes import usual_threat
+from robustviz.records import describe
+from robustviz.report import Grid, Picture, Section
+from robustviz.tensors import drawing, seeded
+from robustviz.training import TrainConfig
+from robustviz.types import Images
+
+EPSILONS = (0.1, 0.15)
+STEPS = 20
+AVERAGED_STEPS = 10
+"""Steps of an attack that averages over masks."""
+DRAWS = 30
+IMAGES = 100
+TEMPLATE = 500
+
+PLAIN: Mapping[str, Contest] = {
+    "naive": Contest(partial(pgd, steps=STEPS), "published"),
+    "margin": Contest(partial(pgd, steps=STEPS, objective=margin)),
+}
+"""What a network without purifier is measured with; there the naive attack is PGD as it should be."""
+
+
+def unpurified(model: Classifier) -> nn.Module:
+    """View: the network without its purifier, which the naive attack does not know of."""
+    return model.replace(purify=None)
+
+
+def combined(model: Classifier, *, views: Sequence[Callable[[Any], Any]]) -> nn.Module:
+    """View: one after the other."""
+    for view in views:
+        model = view(model)
+    return model
+
+
+def tvm_contests(
+    steps: int = STEPS, averaged_steps: int = AVERAGED_STEPS, draws: int = DRAWS, *, wnll: bool = False
+) -> dict[str, Contest]:
+    """Attacks on a network behind TVM: one that ignores the purifier, and those that answer it, under fresh masks.
+
+    Args:
+        steps: Of each attack with one mask for each step.
+        averaged_steps: Of each attack that averages over masks.
+        draws: Masks to average over.
+        wnll: Whether the head is WNLL; then the naive attack follows the published gradient of the linear head, and the
+            others the exact one, or transfer from the linear head.
+    """
+
+    def through(*views: Callable[[Any], Any], kind: Any = "adaptive", **settings: Any) -> Contest:
+        view = partial(combined, views=views)
+        return Contest(partial(against, view=view, attack=partial(pgd, **settings)), kind)
+
+    naive, head = ([surrogate_head], [exact_head]) if wnll else ([], [])
+    objective = probability_margin if wnll else cross_entropy
+    single: dict[str, Any] = {"steps": steps, "objective": eot(objective, 1)}
+    averaged: dict[str, Any] = {"steps": averaged_steps, "objective": eot(objective, draws)}
+    contests = {
+        "naive": through(unpurified, *naive, kind="published", steps=steps),
+        "BPDA": through(identity_backward, *head, **single),
+        "BPDA + EOT": through(identity_backward, *head, **averaged),
+        "unrolled gradient": through(*head, **single),
+    }
+    if wnll:
+        transferred = averaged | {"objective": eot(cross_entropy, draws)}
+        contests["BPDA + EOT, from the linear head"] = through(identity_backward, linear_head, **transferred)
+        transferred = single | {"objective": eot(cross_entropy, 1)}
+        contests["unrolled gradient, from the linear head"] = through(linear_head, **transferred)
+    return contests
+
+
+def compare_tvm(seeds: Sequence[int], say: Callable[[str], Any] = lambda message: None) -> list[Comparison]:
+    """Compare networks on digits: purified or not, trained with TVM versions or not, and with WNLL on top of both.
+
+    Every condition is met under masks of its own, so the worst case behind TVM also counts bad luck; the remarks say how
+    much of that there is without an attack.
+
+    Args:
+        seeds: Each trains the networks anew.
+        say: Called with a line of text at every step.
+
+    Returns:
+        One comparison, named `tvm`.
+    """
+    training_set, test_set = digits("train"), digits("test").subset(IMAGES)
+    settings = {
+        "data": "digits",
+        "contests": describe({**PLAIN, **tvm_contests()}),
+        "contests, WNLL": describe(tvm_contests(wnll=True)),
+        "tvm": TVM().settings,
+        "template": TEMPLATE,
+        "training": describe(TrainConfig()),
+    }
+    entries = partial(trained_entries, training_set, test_set)
+    return [compare("tvm", entries, test_set, seeds=seeds, epsilons=EPSILONS, settings=settings, say=say)]
+
+
+def trained_entries(training_set: ImageSet, test_set: ImageSet, seed: int) -> Iterator[tuple[str, Entry]]:
+    """Networks trained naturally, on clean images and on both versions, each without and with TVM in front."""
+    settings: dict[str, Any] = {"network": "small_cnn", "config": TrainConfig(seed=seed)}
+    train = partial(harden, training_set, threat=usual_threat("digits"), **settings)
+    plain, augmented = train().model, train(augment="tvm").model
+    both = purified(augmented)
+
+    def behind(name: str, model: Classifier, contests: Mapping[str, Contest]) -> tuple[str, Entry]:
+        draws = 1 + len(contests)
+        luck = evaluate(model, test_set.images, test_set.labels, {}, repeats=draws, generator=seeded(seed, 2))
+        return name, Entry(model, contests, {f"{name}: clean, right under all of {draws} masks": luck.worst_case()})
+
+    yield "none", Entry(plain, PLAIN)
+    yield behind("TVM", purified(plain), tvm_contests())
+    yield "augmentation", Entry(augmented, PLAIN)
+    yield behind("both", both, tvm_contests())
+    with drawing(both, seeded(seed, 1)):  # masks of the template
+        interpolating = wnll_classifier(both, training_set, size=TEMPLATE, generator=seeded(seed))
+    yield behind("WNLL + both", interpolating, tvm_contests(wnll=True))
+
+
+def purified(model: Classifier) -> Classifier:
+    """Put TVM in front of a network; everything else is shared."""
+    return model.replace(purify=TVM().eval())
+
+
+SHOWN = {"none": "standard network", "TVM": "behind TVM", "both": "trained with TVM versions, behind TVM"}
+"""Networks of the figure, which come with the library."""
+
+
+def tvm_section(seed: int) -> Section:
+    """Write about TVM: what it makes of a photograph, and how far the shipped networks stand with and without it."""
+    rows, few, strengths = photographs(seed), digits("test").subset(50), (0.1, 0.15)
+    plain, both = (checkpoints.load(name)[0] for name in ("digits-standard", "digits-tvm"))
+    contests = tvm_contests(steps=10, averaged_steps=5, draws=10)
+
+    def entries(_: int) -> Iterator[tuple[str, Entry]]:
+        yield "none", Entry(plain, PLAIN)
+        yield "TVM", Entry(purified(plain), contests)
+        yield "augmentation", Entry(both.replace(purify=None), PLAIN)
+        yield "both", Entry(both, contests)
+
+    measured = compare("tvm", entries, few, seeds=[seed], epsilons=strengths, settings={})
+    seen, answer = picture_sentence(rows), attack_sentence(measured, strengths[-1], len(few))
+    return Section(
+        "Purified images (TVM)",
+        [
+            "Total variation minimization forgets half of the pixels and looks for the simplest picture that fits the rest "
+            "(Guo et al., arXiv 1711.00117; Wang et al., arXiv 1809.08516). Its energy is half the squared distance on the kept "
+            "pixels + 0.03 times the total variation. Small perturbations cost variation and vanish, and detail with them.",
+            seen,
+            "The naive attack does not know of the purifier. The adaptive ones let the gradient pass as if it were not there "
+            "(BPDA), average that over 10 random masks (EOT), or follow the gradient through all the steps.",
+            answer,
+        ],
+        [
+            Picture.of(
+                "tvm-photographs",
+                plot_purified(rows),
+                f"A photograph, clean and with two strengths of noise, with half of its pixels, and purified. {seen}",
+                "One mask for all rows. The perturbation is random signs at every pixel, as large as an attack of that epsilon "
+                "may be, but made without a network. E is the energy, with the forgotten pixels filled in and at the end.",
+            ),
+            Picture.of(
+                "tvm-digits",
+                plot_comparison(measured, SHOWN).figure,
+                f"Accuracy against epsilon of a network without TVM, with it, and trained for it. {answer}",
+                f"{len(few)} test images. The shaded gap is what the other attacks take, and bad luck with their masks.",
+            ),
+        ],
+        [Grid(*measured.rows(strengths[-1]))],
+    )
+
+
+def photographs(seed: int, size: int = 128) -> list[Purified]:
+    """Purify a piece of a photograph, clean and with random signs of two strengths, all under the same mask."""
+    clean = sample_photograph(size)
+    signs = torch.rand(clean.shape, generator=seeded(seed)).sub(0.5).sign()
+    rows = []
+    for name, epsilon in (("clean", 0.0), ("8/255", 8 / 255), ("16/255", 16 / 255)):
+        images = (clean + epsilon * signs).clamp(0, 1)
+        energies: list[TVStep] = []
+        found = minimize_tv(images, on_step=energies.append, generator=seeded(seed, 1))
+        kept = draw_kept(images, 0.5, generator=seeded(seed, 1))
+        before, after = (step.energy.item() for step in (energies[0], energies[-1]))
+        rows.append(Purified(name, images[0], kept[0], found[0], before, after))
+    return rows
+
+
+def sample_photograph(size: int) -> Images:
+    """Return the middle of one of scikit-learn's photographs, at half its resolution."""
+    from sklearn.datasets import load_sample_image
+
+    photo = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[None] / 255
+    photo = F.avg_pool2d(photo, 2)
+    top, left = ((side - size) // 2 for side in photo.shape[2:])
+    return photo[:, :, top : top + size, left : left + size]
+
+
+def picture_sentence(rows: Sequence[Purified]) -> str:
+    """Say what happens to the energies, and how far from each other pictures are before and after, all measured."""
+    first, *noisy = rows
+    energies = ", ".join(f"{row.before:.1f} to {row.after:.1f} ({row.name})" for row in rows)
+
+    def apart(one: Tensor, other: Tensor) -> float:
+        return (one - other).square().mean().sqrt().item()
+
+    before, after = ([apart(getattr(row, side), getattr(first, side)) for row in noisy] for side in ("image", "result"))
+    shares = " and ".join(f"{new / old:.0%}" for old, new in zip(before, after, strict=True))
+    return (
+        f"The steps lower the energy from {energies}. Between the purified pictures of noise and of the clean photograph "
+        f"{shares} of the distance before is left ({' and '.join(row.name for row in noisy)}); the purified clean picture "
+        f"itself is {apart(first.image, first.result) / before[-1]:.1f} times as far from the photograph as the noise of "
+        f"{noisy[-1].name}."
+    )
+
+
+def attack_sentence(measured: Comparison, epsilon: float, count: int) -> str:
+    """Say what TVM costs without and with training for it, what it seems to gain, and what the worst case leaves."""
+    clean, naive, worst = (
+        [measured.mean(network, epsilon, condition) for network in SHOWN] for condition in (CLEAN, PUBLISHED, WORST)
+    )
+    gain = [100 * (shares[2] - shares[0]) for shares in (naive, worst)]
+    return (
+        f"Of {count} clean test digits the network reads {clean[0]:.0%}, and {clean[1]:.0%} behind TVM; trained with TVM "
+        f"versions it reads {clean[2]:.0%} behind TVM. The naive attack at epsilon = {epsilon} leaves {naive[0]:.0%}, "
+        f"{naive[1]:.0%} and {naive[2]:.0%}, all attacks together {worst[0]:.0%}, {worst[1]:.0%} and {worst[2]:.0%}. So TVM "
+        f"with training for it changes the accuracy by {gain[0]:+.0f} points under the naive attack, and by {gain[1]:+.0f} "
+        f"points in the worst case, which has {len(measured.attacks('none'))} attacks without TVM and "
+        f"{len(measured.attacks('both'))} with it, each under other masks."
+    )
