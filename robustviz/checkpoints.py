@@ -84,7 +84,7 @@ def load(name: Path | str) -> tuple[Classifier, RunRecord]:
         tensors = load_tensors(content)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path.with_suffix('.json')} does not describe a network of robustviz: {error!r}") from error
     if hashlib.sha256(content).hexdigest() != signature:
         raise ValueError(
@@ -94,7 +94,7 @@ def load(name: Path | str) -> tuple[Classifier, RunRecord]:
         with torch.random.fork_rng([]):
             model = build(**architecture)
         model.load_state_dict(tensors)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} does not fit {describe(build)['function']}: {error}") from error
     return model.eval(), record
 

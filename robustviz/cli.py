@@ -1,4 +1,4 @@
-"""The command line: `robustviz demo`, `train`, `evaluate`, `fetch` and `checkpoints`.
+"""The command line: `robustviz demo`, `train`, `evaluate`, `compare`, `fetch` and `checkpoints`.
 
 Every command is a typed function; cyclopts turns its signature and docstring into options and help.
 """
@@ -55,15 +55,16 @@ def _number(type_: Any, tokens: Sequence[Any]) -> float:
     text = tokens[0].value
     try:
         return float(Fraction(text.replace(" ", "")))
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"must be a number or a fraction such as 8/255, got {text!r}") from error
 
 
 Radius = Annotated[float | None, Parameter(converter=_number)]
+Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**31))]
 
 
 @app.command
-def demo(*, out: Path = Path("runs/demo"), seed: int = 0, force: bool = False) -> None:
+def demo(*, out: Path = Path("runs/demo"), seed: Seed = 0, force: bool = False) -> None:
     """Train a standard and an adversarially trained network on digits, attack both, and write a page about it.
 
     Takes about a minute on two processor cores. The page is one file that needs no network.
@@ -75,8 +76,10 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 0, force: bool = False) -
     """
     from robustviz.demo import run_demo
 
-    if (out / "index.html").exists() and not force:
-        raise FileExistsError(f"--out {out} holds a page already; choose another folder or add --force")
+    if out.exists() and not (force and out.is_dir()) and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(
+            f"--out {out} is there and not empty; choose another folder, or add --force to write into it"
+        )
     page, grid = run_demo(out, seed=seed, say=_say)
     _say(f"\n{grid}\n\nopen {page}")
 
@@ -102,7 +105,7 @@ def train_command(
     precision: Precision = "auto",
     validation: float = 0.1,
     images: int | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "auto",
     root: Path = DOWNLOADS,
     out: Path | None = None,
@@ -165,6 +168,9 @@ def train_command(
     out = out or Path("runs") / "-".join([stem(data), model, *defenses, attack])
     weights, state = _claim(out, resume, force)
     image_set, test_set = (load(data, part, root=root) for part in ("train", "test"))
+    if image_set.images.shape[1:] != test_set.images.shape[1:]:
+        shapes = [tuple(part.images.shape[1:]) for part in (image_set, test_set)]
+        raise ValueError(f"--data {data} has training images of shape {shapes[0]} and test images of shape {shapes[1]}")
     image_set = image_set if images is None else image_set.subset(images)
     _say(f"training {model} on {len(image_set)} images of {image_set.name}, attack: {attack}, into {out}")
     hardened = harden(
@@ -191,6 +197,7 @@ def train_command(
     settings = {
         "data": data,
         "classes": list(image_set.classes),
+        "image_shape": list(image_set.images.shape[1:]),
         "training_images": len(image_set),
         "test_images": len(test_set),
         "threat": describe(threat),
@@ -224,7 +231,7 @@ def evaluate_command(
     images: int = 1000,
     batch_size: int = 256,
     survivors_only: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "auto",
     root: Path = DOWNLOADS,
     out: Path | None = None,
@@ -256,6 +263,8 @@ def evaluate_command(
     """
     if out is not None and out.exists() and not force:
         raise FileExistsError(f"--out {out} exists; choose another name or add --force")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     classifier, record = stored.load(checkpoint)
     if missing := {"data", "threat", "classes"} - record.settings.keys():
         raise ValueError(f"{checkpoint} is not from `robustviz train`: its record lacks {', '.join(sorted(missing))}")
@@ -266,6 +275,10 @@ def evaluate_command(
     test_set = load(data, "test", root=root)
     if test_set.classes != (names := tuple(record.settings["classes"])):
         raise ValueError(f"--data {data} has the classes {test_set.classes}, but the network was trained on {names}")
+    shape = list(test_set.images.shape[1:])
+    if record.settings.get("image_shape", shape) != shape or record.settings["architecture"]["channels"] != shape[0]:
+        known = record.settings.get("image_shape", [record.settings["architecture"]["channels"], "any", "any"])
+        raise ValueError(f"--data {data} has images of shape {shape}, but the network was made for {known}")
     test_set = test_set.subset(min(images, len(test_set))).to(usual_device(device))
     _say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")
     measured = _measure(
@@ -309,6 +322,7 @@ def compare(
     from robustviz.experiments.wnll import compare_wnll
 
     run = {"wnll": compare_wnll, "cas": compare_cas, "tvm": compare_tvm}[name]
+    out.mkdir(parents=True, exist_ok=True)
     if existing := [file for file in out.glob(f"{name}*.json") if not force]:
         raise FileExistsError(f"--out {out} holds {existing[0].name} already; choose another folder or add --force")
     for comparison in run(range(seeds), _say):
@@ -378,7 +392,9 @@ def _claim(out: Path, resume: bool, force: bool) -> tuple[Path, Path]:
     weights = out if out.suffix == ".safetensors" else out / "model.safetensors"
     state = weights.with_suffix(".state")
     interrupted = list(state.parent.glob(f"{state.name}*"))  # a defense trained in stages has a file for each
-    if weights.exists() and not force:
+    if out.is_file() and out != weights:
+        raise FileExistsError(f"--out {out} is a file; name a folder, or a file that ends in .safetensors")
+    if (weights.exists() or weights.with_suffix(".json").exists()) and not force:
         raise FileExistsError(f"--out {out} holds a finished run; choose another name or add --force")
     if interrupted and not (resume or force):
         raise FileExistsError(f"--out {out} holds an interrupted run; add --resume to go on, or --force to start anew")

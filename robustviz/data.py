@@ -246,7 +246,10 @@ def load(data: str, part: Part = "all", *, root: Path | str = DOWNLOADS) -> Imag
         raise FileNotFoundError(f"there is no data set or folder {data}; known are {known}")
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
         return _part(image_folder(folder), part)
-    names = [tuple(sorted(e.name for e in (folder / p).iterdir() if e.is_dir())) for p in ("train", "test")]
+    names = [
+        tuple(sorted(e.name for e in (folder / p).iterdir() if e.is_dir() and e.name[0] != "."))
+        for p in ("train", "test")
+    ]
     if names[0] != names[1]:
         raise ValueError(f"{folder}/train and {folder}/test must have the same classes, got {names[0]} and {names[1]}")
     if part == "all":

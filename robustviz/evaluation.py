@@ -225,6 +225,8 @@ def _decide(
         with drawing(model, noise), torch.no_grad():
             logits = model(attacked)
     check_labels(labels, len(images), logits.shape[1])
+    if logits.isnan().any():
+        raise ValueError("model must return numbers, but its logits contain NaN; did its training diverge?")
     return attacked, logits.argmax(1)
 
 

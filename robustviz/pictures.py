@@ -57,7 +57,9 @@ def _list_pictures(root: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
         )
     files, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(file for file in (root / name).iterdir() if file.suffix.lower() in _SUFFIXES)
+        found = sorted(
+            file for file in (root / name).iterdir() if file.suffix.lower() in _SUFFIXES and file.name[0] != "."
+        )
         if not found:
             raise ValueError(f"{root / name} holds no picture ({', '.join(sorted(_SUFFIXES))}); remove it or fill it")
         files += found

@@ -1,5 +1,6 @@
 """One training loop for every defense: natural, adversarial, or through an objective that holds its own attack."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -123,7 +124,7 @@ def train(
     settings = {"config": asdict(config), "objective": describe(objective), "attack": describe(attack)}
     settings |= {
         "monitor": describe(monitor),
-        "images": [*images.shape, images.double().sum().item()],
+        "data": fingerprint(images, labels),
         "validation": validation.tolist() if isinstance(validation, Tensor) else validation,
     }
     state = TrainingState(model, optimizer, settings, None if resume is None else Path(resume))
@@ -145,6 +146,14 @@ def train(
                 on_epoch(logs[-1])
     state.load_best()
     return logs
+
+
+def fingerprint(images: Images, labels: Labels) -> str:
+    """Tell data sets apart: a checksum of shape, pixels and labels."""
+    key = hashlib.sha256(str(tuple(images.shape)).encode())
+    for tensor in (images, labels):
+        key.update(tensor.detach().cpu().contiguous().numpy().data)
+    return key.hexdigest()
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
@@ -254,7 +263,10 @@ class _Run:
             images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
             with evaluating(self.model), self.autocast():
                 with torch.no_grad():
-                    right["clean"] += int((self.model(images).argmax(1) == labels).sum())
+                    logits = self.model(images)
+                    if logits.isnan().any():
+                        raise ValueError("the network returns NaN: its training has diverged; lower learning_rate")
+                    right["clean"] += int((logits.argmax(1) == labels).sum())
                 if self.monitor is not None:
                     images = self.monitor(self.model, images, labels, generator=seeded(self.config.seed, batch))
                     with torch.no_grad():

@@ -48,5 +48,9 @@ def test_figures_are_those_of_the_record():
         cells = " | ".join(spread(record.values(network, 0.15, condition)) for network in networks)
         assert re.search(rf"\| {label}.* \| {re.escape(cells)} \|", README)
     assert "({} and {} attacks)".format(*(len(record.attacks(network)) for network in networks)) in README
+    cas = Comparison.load(ROOT / "data" / "results" / "cas.json")
+    for network in ("AT + CAS", "AT"):
+        for condition in (PUBLISHED, WORST):
+            assert spread(cas.values(network, 0.15, condition)) in README
     assert record.settings["images"] == 200
     assert len(record.settings["seeds"]) == 3

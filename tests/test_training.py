@@ -448,7 +448,7 @@ def state(some, tmp_path):
         ({"monitor": partial(pgd, threat=THREAT)}, "monitor"),
         ({"objective": margin}, "objective"),
         ({"validation": 0.2}, "validation"),
-        ({"count": 150}, "images"),
+        ({"count": 150}, "data"),
         ({"config": replace(FAST, seed=1), "validation": 0.2}, "config and validation"),
     ],
 )

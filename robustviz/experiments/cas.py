@@ -29,11 +29,8 @@ from robustviz.types import LINF_8, Images, Labels, Objective, Threat
 EPSILONS = (0.1, 0.15)
 BATCH = 512
 
-TRAINING: Mapping[str, TrainingAttack] = {"standard": "none", "AT": "pgd", "TRADES": "trades"}
-"""How the networks are trained, each without and with CAS; AT is adversarial training (Madry et al.).
-
-`"MART": "mart"` may be added; it takes about a third more time.
-"""
+TRAINING: Mapping[str, TrainingAttack] = {"standard": "none", "AT": "pgd", "TRADES": "trades", "MART": "mart"}
+"""How the networks are trained, each without and with CAS; AT is adversarial training (Madry et al.)."""
 
 
 def small_steps(
@@ -83,7 +80,7 @@ SAME = f"worst of the {len(COMMON)} attacks that every network meets, epsilon {u
 
 
 def compare_cas(seeds: Sequence[int], say: Callable[[str], Any] = lambda message: None) -> list[Comparison]:
-    """Compare networks on digits without and with CAS: natural training, adversarial training and TRADES.
+    """Compare networks on digits without and with CAS: natural training, adversarial training, TRADES and MART.
 
     The remarks are shares: how often final and auxiliary decision agree, what the attacks that every network meets
     leave together, and the channel statistics, where the magnitude, which has the unit of its layer, stands as its
