@@ -131,9 +131,14 @@ def check_labels(labels: Labels, count: int, classes: int | None = None) -> None
         TypeError: If labels are not an integer tensor.
         ValueError: If their shape or range is wrong.
     """
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or labels.dtype == torch.bool
+    ):
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels must be an integer tensor (int64), got {kind}; integers become labels by `.long()`")
+        raise TypeError(f"labels must be an integer tensor, got {kind}")
     if labels.shape != (count,):
         raise ValueError(f"labels must have shape ({count},), one for each image, got {tuple(labels.shape)}")
     if count and labels.min() < 0:
