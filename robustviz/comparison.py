@@ -134,7 +134,7 @@ class Entry:
     Attributes:
         model: In evaluation mode.
         contests: Attacks by name.
-        remarks: Other figures, filled by `remark` once the network has been attacked.
+        remarks: Other figures by name.
     """
 
     model: nn.Module
