@@ -46,5 +46,5 @@ $(VENV)/core: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/dev: pyproject.toml | $(VENV)/bin/python
 	@echo "robustviz: installing the library, JupyterLab and the test tools into $(VENV)"
-	$(BIN)/python -m pip install --quiet --editable '.[notebooks,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks,distributed,dev]'
 	@touch $@ $(VENV)/core

@@ -197,7 +197,7 @@ def test_force_replaces(trained, tmp_path):
 @pytest.fixture
 def stops(monkeypatch):
     """Ctrl-C after the second epoch."""
-    line = cli._epoch_line
+    line = cli.train.epoch_line
 
     def interrupt(log, epochs):
         if log.epoch == 2:
@@ -205,7 +205,7 @@ def stops(monkeypatch):
         return line(log, epochs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_epoch_line", interrupt)
+        patch.setattr(cli.train, "epoch_line", interrupt)
         yield patch
 
 
@@ -244,9 +244,9 @@ def test_every_stage_of_a_defense_is_claimed(tmp_path):
     (tmp_path / "model.state-1a").write_bytes(b"")
     with pytest.raises(FileExistsError, match="holds an interrupted run"):
         run("train", *SHORT, "--out", tmp_path)
-    assert cli._claim(tmp_path, True, False) == (tmp_path / "model.safetensors", tmp_path / "model.state")
+    assert cli.train.claim(tmp_path, True, False) == (tmp_path / "model.safetensors", tmp_path / "model.state")
     assert (tmp_path / "model.state-1a").exists()
-    cli._claim(tmp_path, False, True)
+    cli.train.claim(tmp_path, False, True)
     assert not list(tmp_path.iterdir())
 
 

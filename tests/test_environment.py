@@ -23,7 +23,7 @@ def bounds(requirements):
 
 def test_same_packages_and_bounds():
     extras = PROJECT["optional-dependencies"]
-    pip = bounds([*PROJECT["dependencies"], *extras["notebooks"], *extras["dev"]])
+    pip = bounds([*PROJECT["dependencies"], *(one for extra in extras.values() for one in extra)])
     expected = {CONDA_NAMES.get(name, name): bound for name, bound in pip.items() if name not in NOT_ON_CONDA_FORGE}
     conda = [entry for entry in ENVIRONMENT["dependencies"] if isinstance(entry, str) and entry != "pip"]
     assert bounds(conda) == expected | {"python": PROJECT["requires-python"].removeprefix(">=")}

@@ -1,0 +1,22 @@
+"""The command line: `robustviz --help` lists its commands.
+
+Every command is a typed function; cyclopts turns its signature and docstring into options and help.
+"""
+
+import sys
+
+from robustviz.cli import catalog, measure, study, train
+from robustviz.cli.app import app
+
+__all__ = ["app", "catalog", "main", "measure", "study", "train"]
+
+
+def main() -> None:
+    """Run the command line; errors a user can mend are one line, without a traceback."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        sys.exit(f"robustviz: {error}")
+    except KeyboardInterrupt:
+        print("\nrobustviz: interrupted; a training run goes on with the same command and --resume", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,5 @@
+"""`python -m robustviz.cli` is `robustviz`."""
+
+from robustviz.cli import main
+
+main()

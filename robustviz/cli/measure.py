@@ -1,0 +1,143 @@
+"""The command `evaluate`, and what every command that measures a trained network does first."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from robustviz import checkpoints as stored
+from robustviz.attacks import against, identity_backward
+from robustviz.cli.app import Radius, Seed, app, say
+from robustviz.data import DOWNLOADS, ImageSet, load
+from robustviz.defenses.tvm import TVM
+from robustviz.evaluation import RobustnessTable, evaluate
+from robustviz.experiments import attacks_on_defenses
+from robustviz.models import Classifier
+from robustviz.recipes import EvaluationAttack, evaluation_attacks, usual_device, usual_threat
+from robustviz.tensors import seeded
+from robustviz.types import Norm, Threat
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    checkpoint: str,
+    /,
+    *,
+    data: str | None = None,
+    attacks: tuple[EvaluationAttack, ...] = ("fgsm", "ifgsm", "pgd"),
+    epsilon: Radius = None,
+    norm: Norm | None = None,
+    steps: int = 20,
+    restarts: int = 1,
+    adaptive: bool = True,
+    images: int = 1000,
+    batch_size: int = 256,
+    survivors_only: bool = False,
+    seed: Seed = 0,
+    device: str = "auto",
+    root: Path = DOWNLOADS,
+    out: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Measure a trained network on clean and on attacked test images.
+
+    Prints accuracy with its 95 % interval for each attack, and the worst case: the share of images that withstand all
+    of them. Robust accuracy is an upper bound; a stronger attack may find more.
+
+    Args:
+        checkpoint: A run folder, a .safetensors file, or a name that `robustviz checkpoints` lists.
+        data: As in `robustviz train`; default: what the network was trained on.
+        attacks: fgsm, ifgsm, pgd, mifgsm: give the option once for each.
+        epsilon: How far the attacker may go, such as 8/255; default: what the record of the network says.
+        norm: linf or l2; default: what the record says.
+        steps: Steps of the iterated attacks.
+        restarts: Random starts of PGD.
+        adaptive: Also run the attacks made for the network's defense, if it has one; without them a defense that
+            only hides its gradient looks robust.
+        images: How many test images, drawn evenly from the classes.
+        batch_size: Images at a time.
+        survivors_only: Attack only what every attack before has left right: the same worst case, faster.
+        seed: Of the random starts.
+        device: auto, cpu, cuda, cuda:1, mps ...
+        root: Folder of downloaded data sets; default data/downloads.
+        out: Also write the decision on every image to this JSON file.
+        force: Replace that file if it exists.
+    """
+    if out is not None and out.exists() and not force:
+        raise FileExistsError(f"--out {out} exists; choose another name or add --force")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, device, root)
+    say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")
+    measured = measure(
+        model,
+        test_set,
+        evaluation_attacks(attacks, threat, steps, restarts) | (attacks_on_defenses(model, threat) if adaptive else {}),
+        seeded(seed),
+        batch_size=batch_size,
+        survivors_only=survivors_only,
+    )
+    say(measured.to_markdown())
+    if out is not None:
+        measured.to_json(out)
+        say(f"wrote {out}")
+
+
+def opened(
+    checkpoint: str,
+    data: str | None,
+    norm: Norm | None,
+    epsilon: float | None,
+    images: int,
+    device: str,
+    root: Path,
+) -> tuple[Classifier, ImageSet, Threat]:
+    """Load a trained network, the test images to measure it on and the threat its record names.
+
+    Args:
+        checkpoint: A run folder, a .safetensors file, or the name of a shipped network.
+        data: As in `robustviz train`; None is what the network was trained on.
+        norm: Of the threat; None is what the record says.
+        epsilon: Of the threat; None is what the record says, or the usual one for another norm.
+        images: How many test images, drawn evenly from the classes.
+        device: As in `robustviz train`.
+        root: Folder of downloaded data sets.
+
+    Raises:
+        ValueError: If the record is not from `robustviz train`, or the images do not suit the network.
+    """
+    classifier, record = stored.load(checkpoint)
+    if missing := {"data", "threat", "classes"} - record.settings.keys():
+        raise ValueError(f"{checkpoint} is not from `robustviz train`: its record lacks {', '.join(sorted(missing))}")
+    data = data or str(record.settings["data"])
+    known = Threat(record.settings["threat"]["norm"], record.settings["threat"]["epsilon"])
+    radius = known.epsilon if epsilon is None and norm in (None, known.norm) else epsilon
+    threat = usual_threat(data, norm or known.norm, radius)
+    test_set = load(data, "test", root=root)
+    if test_set.classes != (names := tuple(record.settings["classes"])):
+        raise ValueError(f"--data {data} has the classes {test_set.classes}, but the network was trained on {names}")
+    shape = list(test_set.images.shape[1:])
+    if record.settings.get("image_shape", shape) != shape or record.settings["architecture"]["channels"] != shape[0]:
+        known = record.settings.get("image_shape", [record.settings["architecture"]["channels"], "any", "any"])
+        raise ValueError(f"--data {data} has images of shape {shape}, but the network was made for {known}")
+    where = usual_device(device)
+    return classifier.to(where), test_set.subset(min(images, len(test_set))).to(where), threat
+
+
+def measure(model: Any, test_set: Any, attacks: Any, generator: torch.Generator, **settings: Any) -> RobustnessTable:
+    """Evaluate with a progress bar; the gradient passes a TVM purifier as the identity (BPDA)."""
+    if isinstance(model.purify, TVM):
+        attacks = {
+            f"{name}, BPDA": partial(against, view=identity_backward, attack=attack) for name, attack in attacks.items()
+        }
+    with tqdm(unit="image", leave=False, disable=None) as bar:
+
+        def advance(condition: str, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description(condition)
+
+        return evaluate(
+            model, test_set.images, test_set.labels, attacks, generator=generator, on_batch=advance, **settings
+        )

@@ -1,0 +1,185 @@
+"""The command `train`."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from robustviz import checkpoints as stored
+from robustviz.cli.app import Radius, Seed, app, say
+from robustviz.cli.measure import measure
+from robustviz.data import DOWNLOADS, load
+from robustviz.defenses.wnll_head import Gradient
+from robustviz.experiments import attacks_on_defenses
+from robustviz.models import MODELS
+from robustviz.pictures import cache_folder
+from robustviz.pipelines import Augmentation, Defense, harden, players
+from robustviz.recipes import (
+    TrainingAttack,
+    evaluation_attacks,
+    stem,
+    usual_augmentation,
+    usual_device,
+    usual_threat,
+)
+from robustviz.records import RunRecord, describe
+from robustviz.resume import EpochLog
+from robustviz.tensors import seeded
+from robustviz.training import Precision, Schedule, TrainConfig
+from robustviz.types import Norm
+
+
+@app.command(name="train")
+def train(
+    *,
+    data: str = "digits",
+    model: str = "small_cnn",
+    defense: Defense = "none",
+    augment: Augmentation = "none",
+    gradient: Gradient = "exact",
+    attack: TrainingAttack = "none",
+    epsilon: Radius = None,
+    norm: Norm = "linf",
+    steps: int = 10,
+    step_size: Radius = None,
+    epochs: int = 15,
+    batch_size: int = 128,
+    learning_rate: float = 0.1,
+    schedule: Schedule = "one-cycle",
+    weight_decay: float = 5e-4,
+    precision: Precision = "auto",
+    validation: float = 0.1,
+    images: int | None = None,
+    seed: Seed = 0,
+    device: str = "auto",
+    root: Path = DOWNLOADS,
+    out: Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> None:
+    """Train a network, naturally or against an attack, and write it to a folder.
+
+    A part of the training images is held out and chooses the epoch; at the end the network is measured on up to 1,000
+    test images (250 with TVM, which is slow), clean and under PGD-20, past a purifier with BPDA. Ctrl-C is safe:
+    `--resume` goes on from the last whole epoch and ends with the same weights.
+
+    Args:
+        data: digits (embedded), cifar10, svhn, mnist (fetch them first), or a folder of pictures: one subfolder for
+            each class, in subfolders train and test or split by robustviz.
+        model: small_cnn, resnet20, resnet56, resnet110, resnet18 or vgg16.
+        defense: none; wnll decides by interpolation from labelled templates; cas suppresses channels; tvm purifies the
+            images by total variation minimization, which is put in front once the network is trained.
+        augment: tvm trains on the images together with their TVM versions, which are made once and kept in
+            $ROBUSTVIZ_CACHE or the user's cache: as large as the images, four bytes for each number.
+        gradient: With wnll, the gradient through the activation: exact, or surrogate as published.
+        attack: none trains on clean images; pgd on images attacked anew in every step (Madry et al.); fgsm-rs does so
+            with one step from a random start (Wong et al.), five times faster, while PGD watches whether it collapses;
+            trades and mart weigh clean against attacked images in their objectives, and attack with PGD.
+        epsilon: How far the attacker may go, such as 8/255, on pixels in [0, 1]. Default: 0.15 for digits, 0.3 for
+            mnist, 8/255 otherwise; in l2 1.0, 2.0 and 0.5.
+        norm: linf bounds every pixel, l2 the Euclidean length of the change.
+        steps: Steps of PGD.
+        step_size: Length of a step; default 2.5 * epsilon / steps.
+        epochs: Passes through the training images.
+        batch_size: Images in one update.
+        learning_rate: The largest learning rate.
+        schedule: How the learning rate changes.
+        weight_decay: L2 penalty on the weights.
+        precision: bf16 computes faster on processors made for it; fp32 switches that off; auto decides.
+        validation: Share of the training images that is held out.
+        images: Train on only so many images, drawn evenly from the classes.
+        seed: Decides weights, order and random starts.
+        device: auto, cpu, cuda, cuda:1, mps ...
+        root: Folder of downloaded data sets; default data/downloads.
+        out: Folder for the result, or a file name ending in .safetensors; default runs/DATA-MODEL-DEFENSE-ATTACK,
+            with `augmented` before ATTACK if they are.
+        resume: Go on with the interrupted run that is there.
+        force: Start anew although a run is there.
+    """
+    if model not in MODELS:
+        raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {model!r}")
+    threat = usual_threat(data, norm, epsilon)
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        weight_decay=weight_decay,
+        precision=precision,
+        seed=seed,
+        **usual_augmentation(data),
+    )
+    defenses = [*([defense] if defense != "none" else []), *(["augmented"] if augment != "none" else [])]
+    out = out or Path("runs") / "-".join([stem(data), model, *defenses, attack])
+    weights, state = claim(out, resume, force)
+    image_set, test_set = (load(data, part, root=root) for part in ("train", "test"))
+    if image_set.images.shape[1:] != test_set.images.shape[1:]:
+        shapes = [tuple(part.images.shape[1:]) for part in (image_set, test_set)]
+        raise ValueError(f"--data {data} has training images of shape {shapes[0]} and test images of shape {shapes[1]}")
+    image_set = image_set if images is None else image_set.subset(images)
+    say(f"training {model} on {len(image_set)} images of {image_set.name}, attack: {attack}, into {out}")
+    hardened = harden(
+        image_set,
+        network=model,
+        config=config,
+        threat=threat,
+        attack=attack,
+        defense=defense,
+        augment=augment,
+        gradient=gradient,
+        steps=steps,
+        step_size=step_size,
+        validation=validation,
+        device=usual_device(device),
+        cache=cache_folder(),
+        state=state,
+        on_epoch=lambda log: say(epoch_line(log, epochs)),
+    )
+    test_set = test_set.subset(min(250 if defense == "tvm" else 1000, len(test_set)))
+    attacks = evaluation_attacks(["pgd"], threat, 20) | attacks_on_defenses(hardened.model, threat)
+    measured = measure(hardened.model, test_set.to(usual_device(device)), attacks, seeded(seed))
+    objective, opponent, _ = players(attack, defense, threat, steps, step_size)
+    settings = {
+        "data": data,
+        "classes": list(image_set.classes),
+        "image_shape": list(image_set.images.shape[1:]),
+        "training_images": len(image_set),
+        "test_images": len(test_set),
+        "threat": describe(threat),
+        "defense": defense,
+        "augment": augment,
+        "objective": describe(objective),
+        "attack": describe(opponent),
+        "training": describe(config),
+        "validation": validation,
+    }
+    results = {"accuracy": measured.accuracy(), "worst_case": measured.worst_case(), "epochs": describe(hardened.logs)}
+    record = RunRecord("train", settings, results, command=shlex.join(["robustviz", *sys.argv[1:]]))
+    stored.save(weights, hardened.model, hardened.build, record, force=True)
+    for file in (state, *state.parent.glob(f"{state.name}-*")):
+        file.unlink(missing_ok=True)
+    say(f"\n{measured.to_markdown()}\n\nwrote {weights}; attack it with: robustviz evaluate {out}")
+
+
+def claim(out: Path, resume: bool, force: bool) -> tuple[Path, Path]:
+    """Return where a run writes its weights and its state, or refuse to touch what is there."""
+    weights = out if out.suffix == ".safetensors" else out / "model.safetensors"
+    state = weights.with_suffix(".state")
+    interrupted = list(state.parent.glob(f"{state.name}*"))  # a defense trained in stages has a file for each
+    if out.is_file() and out != weights:
+        raise FileExistsError(f"--out {out} is a file; name a folder, or a file that ends in .safetensors")
+    if (weights.exists() or weights.with_suffix(".json").exists()) and not force:
+        raise FileExistsError(f"--out {out} holds a finished run; choose another name or add --force")
+    if interrupted and not (resume or force):
+        raise FileExistsError(f"--out {out} holds an interrupted run; add --resume to go on, or --force to start anew")
+    if force and not resume:
+        for file in interrupted:
+            file.unlink()
+    return weights, state
+
+
+def epoch_line(log: EpochLog, epochs: int) -> str:
+    """Say in one line what an epoch reached."""
+    parts = [f"epoch {log.epoch:>{len(str(epochs))}}/{epochs}", f"loss {log.loss:.3f}"]
+    parts += [f"clean {log.clean_accuracy:.1%}"] if log.clean_accuracy is not None else []
+    parts += [f"robust {log.robust_accuracy:.1%}"] if log.robust_accuracy is not None else []
+    return "   ".join([*parts, f"{log.seconds:.1f} s", "best so far" if log.chosen else ""]).rstrip()
