@@ -3,6 +3,7 @@
 Every set is held in memory as one float tensor in [0, 1]; nothing is ever sorted by class.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,15 +222,40 @@ def image_folder(root: Path | str, *, workers: int | None = None, cache: bool = 
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no classes or no pictures, or a picture cannot be read or has another size.
     """
-    root = Path(root)
-    pixels, labels, classes = read_folder(root, workers=workers, cache=cache)
-    return _shuffled(ImageSet(pixels.float() / 255, labels, classes, root.resolve().name))
+    return _shuffled(_folder(Path(root), workers=workers, cache=cache)[0])
+
+
+def _folder(root: Path, *, workers: int | None = None, cache: bool = True) -> tuple[ImageSet, list[str]]:
+    """Read a folder of pictures in the order of their names, and the names."""
+    pixels, labels, classes, names = read_folder(root, workers=workers, cache=cache)
+    return ImageSet(pixels.float() / 255, labels, classes, root.resolve().name), names
+
+
+def _folder_part(root: Path, part: Part) -> ImageSet:
+    """Cut a folder without parts by a checksum of each picture's name, so that a picture added later moves no other.
+
+    About a fifth is for testing, at least one picture of each class and never all.
+
+    Raises:
+        ValueError: If a class has a single picture.
+    """
+    everything, names = _folder(root)
+    draws = torch.tensor([int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32 for name in names])
+    test = draws < 0.2
+    for label, name in enumerate(everything.classes):
+        rows = (everything.labels == label).nonzero().squeeze(1)
+        if len(rows) == 1:
+            raise ValueError(f"{root / name} must hold at least two pictures, one to train and one to test on, got 1")
+        test[rows[draws[rows].argmin()]], test[rows[draws[rows].argmax()]] = True, False
+    return _shuffled(everything[(test if part == "test" else ~test).nonzero().squeeze(1)])
 
 
 def load(data: str, part: Part = "all", *, root: Path | str = DOWNLOADS) -> ImageSet:
     """Load a set by what a person types: `digits`, `cifar10`, `svhn`, `mnist`, or the path of an image folder.
 
-    A folder with subfolders `train` and `test` keeps these parts; any other folder is split, a fixed fifth for testing.
+    A folder with subfolders `train` and `test` keeps these parts. Any other folder is split by the names of its files,
+    about a fifth for testing, so that a picture added later moves no other. If `root` holds a picture folder of a
+    set's name, such as `data/downloads/cifar10`, that folder stands for the set.
 
     Raises:
         ValueError: If the part is unknown or a folder's parts have different classes.
@@ -238,14 +264,14 @@ def load(data: str, part: Part = "all", *, root: Path | str = DOWNLOADS) -> Imag
     _check_part(part)
     if data == "digits":
         return digits(part)
-    if data in TORCHVISION_SETS:
+    if data in TORCHVISION_SETS and not (Path(root) / data / "train").is_dir():
         return torchvision_set(data, root, part=part)  # type: ignore[arg-type]
-    folder = Path(data)
+    folder = Path(root) / data if data in TORCHVISION_SETS else Path(data)
     if not folder.is_dir():
         known = ", ".join(("digits", *TORCHVISION_SETS))
         raise FileNotFoundError(f"there is no data set or folder {data}; known are {known}")
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
-        return _part(image_folder(folder), part)
+        return image_folder(folder) if part == "all" else _folder_part(folder, part)
     names = [
         tuple(sorted(e.name for e in (folder / p).iterdir() if e.is_dir() and e.name[0] != "."))
         for p in ("train", "test")
@@ -253,7 +279,7 @@ def load(data: str, part: Part = "all", *, root: Path | str = DOWNLOADS) -> Imag
     if names[0] != names[1]:
         raise ValueError(f"{folder}/train and {folder}/test must have the same classes, got {names[0]} and {names[1]}")
     if part == "all":
-        both = [load(data, "train"), load(data, "test")]
+        both = [load(str(folder), "train"), load(str(folder), "test")]
         images, labels = torch.cat([b.images for b in both]), torch.cat([b.labels for b in both])
         return _shuffled(ImageSet(images, labels, both[0].classes, folder.name))
     return replace(image_folder(folder / part), name=folder.resolve().name)

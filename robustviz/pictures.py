@@ -22,11 +22,11 @@ _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", "
 
 def read_folder(
     root: Path, *, workers: int | None, cache: bool
-) -> tuple[UInt8[Tensor, "n c h w"], Labels, tuple[str, ...]]:
+) -> tuple[UInt8[Tensor, "n c h w"], Labels, tuple[str, ...], list[str]]:
     """Read `root/CLASS/PICTURE` in the order of the names; see `robustviz.data.image_folder` for the rules.
 
     Returns:
-        Pixels 0..255, labels, and the names of the classes.
+        Pixels 0..255, labels, the names of the classes, and the name `CLASS/PICTURE` of each file.
     """
     classes, files, labels = _list_pictures(root)
     kept = _cache_file(root, files) if cache else None
@@ -40,7 +40,7 @@ def read_folder(
         pixels = _read_pictures(files, workers)
         if kept is not None:
             write_whole(kept, save({"pixels": pixels}))
-    return pixels, torch.tensor(labels), classes
+    return pixels, torch.tensor(labels), classes, [file.relative_to(root).as_posix() for file in files]
 
 
 def _list_pictures(root: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:

@@ -51,12 +51,15 @@ def describe(value: Any) -> Any:
 
 def _describe_call(value: Any) -> dict[str, Any]:
     given: dict[str, Any] = {}
+    positional: tuple[Any, ...] = ()
     while isinstance(value, functools.partial):
-        given = {**value.keywords, **given}
+        given, positional = {**value.keywords, **given}, (*value.args, *positional)
         value = value.func
+    parameters = inspect.signature(value).parameters
+    given = dict(zip(parameters, positional, strict=False)) | given
     settings = {
         name: given.get(name, parameter.default)
-        for name, parameter in inspect.signature(value).parameters.items()
+        for name, parameter in parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in ("generator", "on_step", "on_batch", "on_epoch")
     }
     settings.update(given)

@@ -35,6 +35,19 @@ def test_describe_holds_every_default_and_no_argument_of_the_call():
     assert describe(fgsm).keys() == {"function", "threat", "objective", "targeted"}
 
 
+def test_describe_names_positional_settings():
+    def power(base, exponent, *, scale=1):
+        return scale * base**exponent
+
+    assert describe(partial(power, 2)) == {"function": "power", "scale": 1, "base": 2}
+    assert describe(partial(partial(power, 2), 3, scale=4)) == {
+        "function": "power",
+        "scale": 4,
+        "base": 2,
+        "exponent": 3,
+    }
+
+
 def test_describe_of_nested_partials():
     threat = Threat("l2", 0.5)
     inner = partial(partial(pgd, steps=3, restarts=2), steps=7, threat=threat)

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from robustviz import checkpoints as stored
 from robustviz.attacks import against, identity_backward
 from robustviz.cli.app import Radius, Seed, app, say
-from robustviz.data import DOWNLOADS, ImageSet, load
+from robustviz.data import DOWNLOADS, TORCHVISION_SETS, ImageSet, load
 from robustviz.defenses.tvm import TVM
 from robustviz.evaluation import RobustnessTable, evaluate
 from robustviz.experiments import attacks_on_defenses
@@ -111,7 +111,10 @@ def opened(
     classifier, record = stored.load(checkpoint)
     if missing := {"data", "threat", "classes"} - record.settings.keys():
         raise ValueError(f"{checkpoint} is not from `robustviz train`: its record lacks {', '.join(sorted(missing))}")
-    data = data or str(record.settings["data"])
+    if data is None:
+        data = str(record.settings["data"])
+        if Path(data).name in TORCHVISION_SETS and not Path(data).is_dir():  # trained on a folder that is elsewhere
+            data = Path(data).name
     known = Threat(record.settings["threat"]["norm"], record.settings["threat"]["epsilon"])
     radius = known.epsilon if epsilon is None and norm in (None, known.norm) else epsilon
     threat = usual_threat(data, norm or known.norm, radius)
