@@ -7,16 +7,18 @@ from functools import partial
 import pytest
 import torch
 
-from robustviz import checkpoints, cli, pipelines
+from robustviz import checkpoints, cli, experiments, pipelines
 from robustviz.attacks import pgd
 from robustviz.comparison import PUBLISHED, WORST, Comparison, with_threat
 from robustviz.data import digits
 from robustviz.defenses import tvm as defense
 from robustviz.defenses.tvm import TVM, total_variation
+from robustviz.defenses.wnll import wnll_classifier
+from robustviz.defenses.wnll_head import WNLLHead
 from robustviz.evaluation import evaluate
 from robustviz.experiments import tvm
 from robustviz.pipelines import Hardened, harden
-from robustviz.plots import plot_purified
+from robustviz.plots import plot_purified, plot_strengths
 from robustviz.records import RunRecord, describe
 from robustviz.resume import EpochLog
 from robustviz.training import TrainConfig, hold_out, train
@@ -145,17 +147,21 @@ def says(capsys, monkeypatch, tmp_path):
     return run
 
 
-def test_train_and_evaluate_behind_tvm(says, tmp_path):
+def test_train_and_evaluate_behind_tvm(says, tmp_path, monkeypatch):
+    few = partial(tvm.bpda_contests, steps=2, averaged_steps=1)
+    monkeypatch.setattr(experiments, "bpda_contests", lambda *, draws, wnll: few(draws=2, wnll=wnll))
     words = ("--defense", "tvm", "--augment", "tvm", "--epochs", "1", "--images", "60", "--epsilon", "0.1")
     text = says("train", *words)
     folder = tmp_path / "runs" / "digits-small_cnn-tvm-augmented-none"
-    assert "PGD-20, BPDA" in text
+    assert all(f"| {condition} " in text for condition in ("PGD-20, naive", "BPDA", "BPDA + EOT"))
     assert "condition (250 images)" in text
     model, record = checkpoints.load(folder)
     assert isinstance(model.purify, TVM)
     assert (record.settings["defense"], record.settings["augment"]) == ("tvm", "tvm")
     assert len(list((tmp_path / "cache").iterdir())) == 2  # of the training part and of the held-out part
-    assert "FGSM, BPDA" in says("evaluate", folder, "--images", "10", "--attacks", "fgsm")
+    found = says("evaluate", folder, "--images", "10", "--attacks", "fgsm", "--no-adaptive")
+    assert "FGSM, naive" in found
+    assert "BPDA" not in found
 
 
 def test_compare_runs_the_comparison_of_tvm(says, monkeypatch, tmp_path):
@@ -214,11 +220,16 @@ def quick(monkeypatch, shipped):
     monkeypatch.setattr(tvm, "tvm_contests", lambda *_, wnll=False, **__: short(wnll=wnll))
     monkeypatch.setattr(tvm, "digits", lambda part: digits(part).subset(60))
     monkeypatch.setattr(tvm, "IMAGES", 12)
-    monkeypatch.setattr(tvm, "TEMPLATE", 40)
+    monkeypatch.setattr(tvm, "SHOWN_IMAGES", 10)
+    monkeypatch.setattr(tvm, "EPSILONS", (0.15,))
+    monkeypatch.setattr(tvm, "SHOWN_EPSILONS", (0.15,))
+    monkeypatch.setattr(tvm, "photographs", partial(tvm.photographs, size=32))
     asked = []
 
-    def stored(image_set, *, augment="none", **settings):
-        asked.append((augment, settings["config"].seed))
+    def stored(image_set, *, augment="none", defense="none", start=None, **settings):
+        asked.append((augment, defense, settings["config"].seed))
+        if defense == "wnll":
+            return Hardened(wnll_classifier(start, image_set, size=40), tvm.purified, [])
         return Hardened(shipped[augment == "tvm"].replace(purify=None), tvm.purified, [])
 
     monkeypatch.setattr(tvm, "harden", stored)
@@ -227,13 +238,13 @@ def quick(monkeypatch, shipped):
 
 def test_compare_tvm_gives_a_table_that_can_be_stored(quick, tmp_path):
     (found,) = tvm.compare_tvm([3])
-    assert quick == [("none", 3), ("tvm", 3)]
+    assert quick == [("none", "none", 3), ("tvm", "none", 3), ("none", "wnll", 3)]
     assert found.networks == ["none", "TVM", "augmentation", "both", "WNLL + both"]
     assert [len(found.attacks(name)) for name in found.networks] == [2, 4, 2, 4, 6]
-    assert found.epsilons == [0.1, 0.15]
+    assert found.epsilons == [0.15]
     assert found.settings["tvm"]["keep"] == 0.5
     assert list(found.remarks)[1] == "both: clean, right under all of 5 masks"
-    assert found.remarks["both: clean, right under all of 5 masks"][0] <= found.mean("both", 0.1, "clean")
+    assert found.remarks["both: clean, right under all of 5 masks"][0] <= found.mean("both", 0.15, "clean")
     assert Comparison.load(found.save(tmp_path / "tvm.json")) == found
 
 
@@ -248,7 +259,7 @@ def test_the_networks_of_the_comparison_differ_in_one_thing_each(quick):
         assert networks[bare].head is networks[behind].head
         assert isinstance(networks[behind].purify, TVM)
     assert networks["WNLL + both"].purify is networks["both"].purify
-    assert networks["WNLL + both"].head.linear is networks["both"].head
+    assert isinstance(networks["WNLL + both"].head, WNLLHead)
 
 
 # The section.
@@ -281,7 +292,21 @@ def test_the_section_has_both_figures_the_table_and_a_sentence_each(quick):
         assert sentence in picture.alt
         assert base64.b64decode(picture.png)[1:4] == b"PNG"
     (grid,) = section.tables
-    assert list(grid.headers)[1:] == ["none", "TVM", "augmentation", "both"]
+    assert list(grid.headers)[1:] == ["none", "TVM", "augmentation", "both", "WNLL + both"]
+
+
+def test_each_attack_has_a_panel_with_the_networks_it_applies_to():
+    shares = {"0.1": {"clean": [1.0], "naive": [0.5, 0.7]}, "0.2": {"clean": [1.0], "naive": [0.2]}}
+    both = {epsilon: row | {"BPDA": [0.1]} for epsilon, row in shares.items()}
+    found = Comparison("tvm", {"none": shares, "both": both}, {"naive": "published", "BPDA": "adaptive"}, {}, {})
+    figure = plot_strengths(found, {"none": "standard", "both": "trained for it"}, ("naive", "BPDA"))
+    naive, bpda = figure.axes
+    assert [len(ax.lines) for ax in (naive, bpda)] == [2, 1]
+    assert list(naive.lines[0].get_xdata()) == [0.0, 0.1, 0.2]
+    assert list(naive.lines[0].get_ydata()) == pytest.approx([100, 60, 20])
+    assert bpda.lines[0].get_color() == naive.lines[1].get_color()
+    assert len({line.get_marker() for line in naive.lines}) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["standard", "trained for it"]
 
 
 def test_the_sentence_says_what_was_measured():
@@ -289,9 +314,10 @@ def test_the_sentence_says_what_was_measured():
         shares = {"clean": [clean], **{name: [published] for name in attacks}, PUBLISHED: [published], WORST: [worst]}
         return {"0.1": shares}
 
+    networks = {"none": row(1.0, 0.6, 0.5, "a"), "TVM": row(0.7, 0.3, 0.2, "a"), "both": row(0.9, 0.8, 0.4, "a", "b")}
     found = Comparison(
         "tvm",
-        {"none": row(1.0, 0.6, 0.5, "a"), "TVM": row(0.7, 0.3, 0.2, "a"), "both": row(0.9, 0.8, 0.4, "a", "b")},
+        networks | {"WNLL + both": row(0.9, 0.85, 0.35, "a", "b")},
         {"a": "published", "b": "adaptive"},
         {},
         {},
@@ -301,3 +327,4 @@ def test_the_sentence_says_what_was_measured():
     assert "leaves 60%, 30% and 80%, all attacks together 50%, 20% and 40%" in sentence
     assert "by +20 points under the naive attack, and by -10 points in the worst case" in sentence
     assert "has 1 attacks without TVM and 2 with it" in sentence
+    assert sentence.endswith("With WNLL on top of both 85% and 35% are left.")

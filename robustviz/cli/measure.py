@@ -1,6 +1,5 @@
 """The command `evaluate`, and what every command that measures a trained network does first."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,11 @@ import torch
 from tqdm.auto import tqdm
 
 from robustviz import checkpoints as stored
-from robustviz.attacks import against, identity_backward
 from robustviz.cli.app import Radius, Seed, app, say
 from robustviz.data import DOWNLOADS, TORCHVISION_SETS, ImageSet, load
-from robustviz.defenses.tvm import TVM
+from robustviz.distributed import processes
 from robustviz.evaluation import RobustnessTable, evaluate
-from robustviz.experiments import attacks_on_defenses
+from robustviz.experiments import measured_with
 from robustviz.models import Classifier
 from robustviz.recipes import EvaluationAttack, evaluation_attacks, usual_device, usual_threat
 from robustviz.tensors import seeded
@@ -74,7 +72,7 @@ def evaluate_command(
     measured = measure(
         model,
         test_set,
-        evaluation_attacks(attacks, threat, steps, restarts) | (attacks_on_defenses(model, threat) if adaptive else {}),
+        measured_with(model, evaluation_attacks(attacks, threat, steps, restarts), threat, adaptive=adaptive),
         seeded(seed),
         batch_size=batch_size,
         survivors_only=survivors_only,
@@ -130,12 +128,8 @@ def opened(
 
 
 def measure(model: Any, test_set: Any, attacks: Any, generator: torch.Generator, **settings: Any) -> RobustnessTable:
-    """Evaluate with a progress bar; the gradient passes a TVM purifier as the identity (BPDA)."""
-    if isinstance(model.purify, TVM):
-        attacks = {
-            f"{name}, BPDA": partial(against, view=identity_backward, attack=attack) for name, attack in attacks.items()
-        }
-    with tqdm(unit="image", leave=False, disable=None) as bar:
+    """Evaluate with a progress bar."""
+    with tqdm(unit="image", leave=False, disable=processes().silent) as bar:
 
         def advance(condition: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done

@@ -8,8 +8,10 @@ from robustviz import checkpoints as stored
 from robustviz.cli.app import Radius, Seed, app, say
 from robustviz.cli.measure import measure
 from robustviz.data import DOWNLOADS, load
+from robustviz.defenses.tvm import TVM
 from robustviz.defenses.wnll_head import Gradient
-from robustviz.experiments import attacks_on_defenses
+from robustviz.distributed import processes
+from robustviz.experiments import measured_with
 from robustviz.models import MODELS
 from robustviz.pictures import cache_folder
 from robustviz.pipelines import Augmentation, Defense, harden, players
@@ -36,6 +38,8 @@ def train(
     defense: Defense = "none",
     augment: Augmentation = "none",
     gradient: Gradient = "exact",
+    rounds: int = 2,
+    start: str | None = None,
     attack: TrainingAttack = "none",
     epsilon: Radius = None,
     norm: Norm = "linf",
@@ -49,6 +53,7 @@ def train(
     precision: Precision = "auto",
     validation: float = 0.1,
     images: int | None = None,
+    test_images: int = 1000,
     seed: Seed = 0,
     device: str = "auto",
     root: Path = DOWNLOADS,
@@ -58,9 +63,9 @@ def train(
 ) -> None:
     """Train a network, naturally or against an attack, and write it to a folder.
 
-    A part of the training images is held out and chooses the epoch; at the end the network is measured on up to 1,000
-    test images (250 with TVM, which is slow), clean and under PGD-20, past a purifier with BPDA. Ctrl-C is safe:
-    `--resume` goes on from the last whole epoch and ends with the same weights.
+    A part of the training images is held out and chooses the epoch; at the end the network is measured on test
+    images, clean, under PGD-20 and under the attacks made for its defense. Ctrl-C
+    is safe: `--resume` goes on from the last whole epoch and ends with the same weights.
 
     Args:
         data: digits (embedded), cifar10, svhn, mnist (fetch them first), or a folder of pictures: one subfolder for
@@ -71,6 +76,9 @@ def train(
         augment: tvm trains on the images together with their TVM versions, which are made once and kept in
             $ROBUSTVIZ_CACHE or the user's cache: as large as the images, four bytes for each number.
         gradient: With wnll, the gradient through the activation: exact, or surrogate as published.
+        rounds: With wnll, how often all weights are trained through the linear head and then the buffer through WNLL.
+        start: A trained network to begin with, as `robustviz evaluate` takes it: the same model, classes and channels.
+            What its defense lacks is added; a TVM purifier stays in front. A few epochs at a low rate are enough.
         attack: none trains on clean images; pgd on images attacked anew in every step (Madry et al.); fgsm-rs does so
             with one step from a random start (Wong et al.), five times faster, while PGD watches whether it collapses;
             trades and mart weigh clean against attacked images in their objectives, and attack with PGD.
@@ -87,6 +95,7 @@ def train(
         precision: bf16 computes faster on processors made for it; fp32 switches that off; auto decides.
         validation: Share of the training images that is held out.
         images: Train on only so many images, drawn evenly from the classes.
+        test_images: Measure the result on so many test images; behind TVM on at most 250.
         seed: Decides weights, order and random starts.
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
@@ -97,6 +106,7 @@ def train(
     """
     if model not in MODELS:
         raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {model!r}")
+    begun, origin = (None, None) if start is None else stored.load(start)
     threat = usual_threat(data, norm, epsilon)
     config = TrainConfig(
         epochs=epochs,
@@ -126,16 +136,21 @@ def train(
         defense=defense,
         augment=augment,
         gradient=gradient,
+        rounds=rounds,
+        start=begun,
         steps=steps,
         step_size=step_size,
         validation=validation,
         device=usual_device(device),
         cache=cache_folder(),
         state=state,
-        on_epoch=lambda log: say(epoch_line(log, epochs)),
+        on_epoch=lambda log, total: say(epoch_line(log, total)),
+        say=say,
     )
-    test_set = test_set.subset(min(250 if defense == "tvm" else 1000, len(test_set)))
-    attacks = evaluation_attacks(["pgd"], threat, 20) | attacks_on_defenses(hardened.model, threat)
+    test_set = test_set.subset(
+        min(test_images, 250 if isinstance(hardened.model.purify, TVM) else test_images, len(test_set))
+    )
+    attacks = measured_with(hardened.model, evaluation_attacks(["pgd"], threat, 20), threat)
     measured = measure(hardened.model, test_set.to(usual_device(device)), attacks, seeded(seed))
     objective, opponent, _ = players(attack, defense, threat, steps, step_size)
     settings = {
@@ -147,6 +162,8 @@ def train(
         "threat": describe(threat),
         "defense": defense,
         "augment": augment,
+        "rounds": rounds,
+        "start": origin and {"name": start, "sha256": origin.results["sha256"]},
         "objective": describe(objective),
         "attack": describe(opponent),
         "training": describe(config),
@@ -155,7 +172,7 @@ def train(
     results = {"accuracy": measured.accuracy(), "worst_case": measured.worst_case(), "epochs": describe(hardened.logs)}
     record = RunRecord("train", settings, results, command=shlex.join(["robustviz", *sys.argv[1:]]))
     stored.save(weights, hardened.model, hardened.build, record, force=True)
-    for file in (state, *state.parent.glob(f"{state.name}-*")):
+    for file in (state, *state.parent.glob(f"{state.name}-*")) if processes().first else ():
         file.unlink(missing_ok=True)
     say(f"\n{measured.to_markdown()}\n\nwrote {weights}; attack it with: robustviz evaluate {out}")
 
@@ -173,7 +190,7 @@ def claim(out: Path, resume: bool, force: bool) -> tuple[Path, Path]:
         raise FileExistsError(f"--out {out} holds an interrupted run; add --resume to go on, or --force to start anew")
     if force and not resume:
         for file in interrupted:
-            file.unlink()
+            file.unlink(missing_ok=True)  # of several processes another one may be faster
     return weights, state
 
 

@@ -4,7 +4,8 @@
 
 `affinity` makes a graph of batch and template, `interpolate` carries the labels over it, and `WNLLHead` is both as a
 layer. Here they become a network. Its training alternates: everything through the linear head (A), then the buffer
-alone through WNLL (B: `only_buffer_trains` with `wnll_objective`), then `refresh_template`.
+alone through WNLL (B: `only_buffer_trains` with `wnll_objective`). B moves the features of the head's own template, so
+`refresh_template` follows every epoch, before anything is measured. `pipelines.harden` puts all of it together.
 
 Source: Wang, Lin, Yin, Zhu, Bertozzi & Osher, "Adversarial defense via data dependent activation function and total
 variation minimization", arXiv 1809.08516; Wang et al., "Deep neural nets with interpolating function as output

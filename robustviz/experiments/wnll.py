@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Generator
 
 from robustviz import checkpoints
 from robustviz.attacks import (
@@ -32,10 +33,13 @@ from robustviz.records import describe
 from robustviz.report import Picture, Section
 from robustviz.tensors import evaluating, seeded
 from robustviz.training import TrainConfig
+from robustviz.types import Attack, Images, Labels
 
 EPSILONS = (0.1, 0.15)
 STEPS = 20
 IMAGES = 200
+AMONG = 100
+"""Images of the batch in which one alone is attacked."""
 
 SOFTMAX: Mapping[str, Contest] = {
     "IFGSM": Contest(partial(ifgsm, steps=STEPS), "published"),
@@ -74,6 +78,41 @@ SQUARE = {"Square": Contest(partial(square, steps=200))}
 """The attack that needs no gradient, and so shows whether one is masked."""
 
 
+def other_templates(
+    model: Classifier,
+    images: Images,
+    labels: Labels,
+    /,
+    *,
+    image_set: ImageSet,
+    attack: Attack,
+    templates: int = 2,
+    generator: Generator | None = None,
+) -> Images:
+    """Attack the mean answer over disjoint templates drawn for this call, as one who does not know the template would.
+
+    Args:
+        model: With a WNLL head.
+        images: Clean images in [0, 1].
+        labels: Their classes.
+        image_set: What templates are drawn from.
+        attack: Made on the head that averages.
+        templates: How many, each as large as the head's own where there are enough images.
+        generator: Of the draw and of the attack.
+    """
+    head: Any = model.head
+    size = min(len(head.template), len(image_set) // templates)
+    generator = seeded(0) if generator is None else generator
+    view = wnll_classifier(model, image_set, size=size, templates=templates, generator=generator)
+    return attack(view, images, labels, generator=generator)
+
+
+def other_templates_contest(image_set: ImageSet, steps: int = STEPS) -> dict[str, Contest]:
+    """The attack that averages over templates (EOT), with the exact gradient of the margin."""
+    attack = partial(pgd, steps=steps, objective=probability_margin)
+    return {"other templates (EOT)": Contest(partial(other_templates, image_set=image_set, attack=attack))}
+
+
 def compare_wnll(seeds: Sequence[int], say: Callable[[str], Any] = lambda message: None) -> list[Comparison]:
     """Compare softmax and WNLL on digits: on pixels as features, and on trained networks, natural and adversarial.
 
@@ -85,7 +124,8 @@ def compare_wnll(seeds: Sequence[int], say: Callable[[str], Any] = lambda messag
         Two comparisons, named `wnll-pixels` and `wnll`.
     """
     training_set, test_set = digits("train"), digits("test")
-    settings = {"data": "digits", "steps": STEPS, "contests": describe({**SOFTMAX, **wnll_contests(), **SQUARE})}
+    every = {**SOFTMAX, **wnll_contests(), **SQUARE, **other_templates_contest(training_set)}
+    settings = {"data": "digits", "steps": STEPS, "contests": describe(every)}
     pixels = compare(
         "wnll-pixels",
         partial(pixel_entries, training_set),
@@ -136,12 +176,7 @@ def trained_entries(training_set: ImageSet, test_set: ImageSet, seed: int) -> It
         interpolating = hardened.model
         head: Any = interpolating.head
         softmax = interpolating.replace(head=head.linear)
-        contests = {**wnll_contests(), **SQUARE}
-        size = len(head.template)
-        other = partial(wnll_classifier, image_set=training_set, size=size // 2, templates=2, generator=seeded(seed, 1))
-        contests["other templates (EOT)"] = Contest(
-            partial(against, view=other, attack=partial(pgd, steps=STEPS, objective=probability_margin))
-        )
+        contests = {**wnll_contests(), **SQUARE, **other_templates_contest(training_set)}
         yield f"{name}, softmax", Entry(softmax, {**SOFTMAX, **SQUARE})
         remarks = {f"{name}: {key}": share for key, share in _remarks(softmax, interpolating, test_set).items()}
         yield f"{name}, WNLL", Entry(interpolating, contests, remarks)
@@ -150,28 +185,29 @@ def trained_entries(training_set: ImageSet, test_set: ImageSet, seed: int) -> It
 
 
 def _remarks(softmax: Classifier, interpolating: Classifier, test_set: ImageSet) -> dict[str, float]:
-    """Mutual classification, vanished gradients, and what remains when one attacked image stands among clean ones."""
+    """Mutual classification, vanished gradients, and what remains when one attacked image stands among clean ones.
+
+    Images are attacked and decided on in one batch, because WNLL answers by the batch.
+    """
     threat = usual_threat("digits")
-    attack = partial(ifgsm, threat=threat, steps=STEPS)
-    images, labels = test_set.images, test_set.labels
-    on_softmax = attack(softmax, images, labels)
-    published = against(interpolating, images, labels, view=surrogate_head, attack=attack)
-    exact = partial(ifgsm, threat=threat, steps=STEPS, objective=probability_margin)(interpolating, images, labels)
+    published = partial(ifgsm, threat=threat, steps=STEPS)
+    on_wnll = partial(against, view=surrogate_head, attack=published)
+    exact = partial(published, objective=probability_margin)
 
-    def right(model: Classifier, attacked: torch.Tensor) -> float:
-        return evaluate(model, attacked, labels, {}).accuracy("clean")
+    def right(model: Classifier, some: ImageSet, attacked_on: Classifier, attack: Attack) -> float:
+        attacked = attack(attacked_on, some.images, some.labels)
+        return evaluate(model, attacked, some.labels, {}, batch_size=len(some)).accuracy("clean")
 
+    few, at = test_set.subset(AMONG), f"epsilon {threat.epsilon}"
     return {
-        f"softmax decides on images attacked on softmax, epsilon {threat.epsilon}": right(softmax, on_softmax),
-        f"WNLL decides on images attacked on softmax, epsilon {threat.epsilon}": right(interpolating, on_softmax),
-        f"softmax decides on images attacked on WNLL, epsilon {threat.epsilon}": right(softmax, published),
-        f"WNLL decides on images attacked on WNLL, epsilon {threat.epsilon}": right(interpolating, published),
+        f"softmax decides on images attacked on softmax, {at}": right(softmax, test_set, softmax, published),
+        f"WNLL decides on images attacked on softmax, {at}": right(interpolating, test_set, softmax, published),
+        f"softmax decides on images attacked on WNLL, {at}": right(softmax, test_set, interpolating, on_wnll),
+        f"WNLL decides on images attacked on WNLL, {at}": right(interpolating, test_set, interpolating, on_wnll),
         "images with zero exact gradient, jointly": zero_gradients(interpolating, test_set),
         "images with zero exact gradient, one at a time": zero_gradients(alone_head(interpolating), test_set),
-        f"right: all attacked (exact, margin), epsilon {threat.epsilon}": right(interpolating, exact),
-        f"right: one attacked image among clean ones, epsilon {threat.epsilon}": among_clean(
-            interpolating, images, exact, labels
-        ),
+        f"right: all {len(few)} attacked (exact, margin), {at}": right(interpolating, few, interpolating, exact),
+        f"right: each of these {len(few)} among the others, clean, {at}": among_clean(interpolating, few, exact),
     }
 
 
@@ -184,18 +220,15 @@ def zero_gradients(model: torch.nn.Module, test_set: ImageSet) -> float:
     return (gradient.flatten(1).abs().amax(1) == 0).double().mean().item()
 
 
-@torch.no_grad()
-def among_clean(
-    model: torch.nn.Module, images: torch.Tensor, attacked: torch.Tensor, labels: torch.Tensor, count: int = 100
-) -> float:
-    """Share of the first `count` images that are right when each is the only attacked one in a batch of so many."""
-    right = 0
-    with evaluating(model):
-        for index in range(min(count, len(images))):
-            batch = images[:count].clone()
+def among_clean(model: Classifier, some: ImageSet, attack: Attack) -> float:
+    """Share of images, all attacked together, that are right when each stands among the other images left clean."""
+    attacked, right = attack(model, some.images, some.labels), 0
+    with evaluating(model), torch.no_grad():
+        for index, label in enumerate(some.labels):
+            batch = some.images.clone()
             batch[index] = attacked[index]
-            right += int(model(batch)[index].argmax() == labels[index])
-    return right / min(count, len(images))
+            right += int(model(batch)[index].argmax() == label)
+    return right / len(some)
 
 
 def wnll_section(seed: int) -> Section:

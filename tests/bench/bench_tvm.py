@@ -1,4 +1,11 @@
-"""Total variation of 100 images of 3x32x32 to within 0.1 % of the least energy: against scikit-image, and masked."""
+"""Total variation of 100 images of 3x32x32 to within 0.1 % of the least energy: against scikit-image, and masked.
+
+With half of the pixels dropped, `masked to 0.1 %` misses its target by about a factor of two: that problem needs more
+steps of any kind. It holds half of the fidelity, and even without a mask twice the weight takes 34 steps where the
+weight itself takes 21. Split Bregman with its linear system solved exactly still needs 27 steps, each far dearer than
+one of our 45. Other step sizes for dropped pixels, a harmonic start, a start of the dual maps, schedules and Anderson
+mixing save two of the 45 at most.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -27,6 +34,7 @@ def main() -> Iterator[Ratio]:
     for theirs in list(candidates)[3:]:
         yield from ratios("tvm to 0.1 %", seconds, f"{plain} steps", {theirs: 0.6})
     yield from ratios("masked, equal steps", seconds, f"masked, {plain} steps", {f"{plain} steps": 1.2})
+    print("masked to 0.1 % is a harder problem, see tests/bench/bench_tvm.py; its target has not been met")
     yield from ratios("masked to 0.1 %", seconds, f"masked, {masked} steps", {f"{plain} steps": 1.2})
 
 
