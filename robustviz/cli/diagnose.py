@@ -1,0 +1,86 @@
+"""The command `diagnose`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+
+from robustviz import checkpoints as stored
+from robustviz.cli.app import Radius, Seed, app, say
+from robustviz.cli.measure import opened
+from robustviz.data import DOWNLOADS
+from robustviz.diagnostics import diagnose
+from robustviz.experiments import attacks_on_defenses
+from robustviz.records import write_whole
+from robustviz.tensors import seeded
+from robustviz.types import Norm
+
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+
+
+@app.command(name="diagnose")
+def diagnose_command(
+    checkpoint: str,
+    /,
+    *,
+    data: str | None = None,
+    epsilon: Radius = None,
+    norm: Norm | None = None,
+    images: Count = 200,
+    undefended: str | None = None,
+    adaptive: bool = True,
+    steps: Count = 20,
+    queries: Count = 1000,
+    seed: Seed = 0,
+    device: str = "auto",
+    root: Path = DOWNLOADS,
+    out: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Ask whether the robustness of a trained network is real: fifteen checks with number, reason and source.
+
+    Looks for what makes a network seem more robust than it is: masked gradients, randomness, attacks that are too
+    weak. A check that passes is no proof; robust accuracy stays an upper bound.
+
+    Args:
+        checkpoint: A run folder, a .safetensors file, or a name that `robustviz checkpoints` lists.
+        data: As in `robustviz train`; default: what the network was trained on.
+        epsilon: How far the attacker may go, such as 8/255; default: what the record of the network says.
+        norm: linf or l2; default: what the record says.
+        images: How many test images, drawn evenly from the classes; they are one batch.
+        undefended: A network of the same task without the defense, such as digits-standard; two checks need one.
+        adaptive: Also run the attacks made for the network's defense, if it has one.
+        steps: Steps of the iterated attacks.
+        queries: Proposals of each black-box attack.
+        seed: Of everything random.
+        device: auto, cpu, cuda, cuda:1, mps ...
+        root: Folder of downloaded data sets; default data/downloads.
+        out: Folder for the report: index.html, diagnosis.txt and diagnosis.json.
+        force: Replace these files if they exist.
+    """
+    names = ("index.html", "diagnosis.txt", "diagnosis.json")
+    if out is not None and not force and (existing := [out / name for name in names if (out / name).exists()]):
+        raise FileExistsError(f"--out holds {existing[0]}; choose another folder or add --force")
+    model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, device, root)
+    plain = None if undefended is None else stored.load(undefended)[0].to(test_set.images.device)
+    say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")
+    found = diagnose(
+        model,
+        test_set.images,
+        test_set.labels,
+        threat=threat,
+        attacks=attacks_on_defenses(model, threat) if adaptive else None,
+        undefended=plain,
+        steps=steps,
+        queries=queries,
+        generator=seeded(seed),
+    )
+    say(found.to_text())
+    if out is not None:
+        write_whole(out / "diagnosis.txt", found.to_text())
+        found.to_json(out / "diagnosis.json")
+        command = shlex.join(["robustviz", *sys.argv[1:]])
+        found.to_html(out / "index.html", title=f"Is the robustness of {checkpoint} real?", command=command)
+        say(f"open {out / 'index.html'}")

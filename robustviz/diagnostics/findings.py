@@ -1,0 +1,193 @@
+"""What a diagnosis says: findings with verdict, number and reason, and the report made of them."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from robustviz.records import RunRecord, table, write_whole
+from robustviz.report import Grid, Section, write_report
+
+Verdict = Literal["pass", "doubtful", "fail", "not run"]
+Overall = Literal["real", "doubtful", "not real"]
+
+CAUTION = (
+    "Robust accuracy is an upper bound: a stronger attack may find more. A check that passes found no sign of a false "
+    "sense of security; it proves nothing."
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        check: What was asked, in a few words.
+        verdict: `"pass"`, `"doubtful"`, `"fail"` or `"not run"`.
+        number: What was measured; None if the check was not run.
+        unit: What the number is: `"share"` (0 to 1), `"points"` (a difference of shares), or a word.
+        reason: A sentence that says what the number means here.
+        source: Where the check comes from.
+        remedy: What to do about it; empty if there is nothing to do.
+
+    Raises:
+        ValueError: If the verdict is unknown, or has no number although the check was run.
+    """
+
+    check: str
+    verdict: Verdict
+    number: float | None
+    unit: str
+    reason: str
+    source: str
+    remedy: str = ""
+
+    def __post_init__(self) -> None:
+        if self.verdict not in get_args(Verdict):
+            raise ValueError(f"verdict must be one of {', '.join(get_args(Verdict))}, got {self.verdict!r}")
+        if (self.number is None) != (self.verdict == "not run"):
+            raise ValueError(f"number must be None exactly if the check was not run, got {self.number}: {self.verdict}")
+
+    @property
+    def shown(self) -> str:
+        """The number with its unit, for people."""
+        if self.number is None:
+            return "-"
+        if self.unit == "share":
+            return f"{self.number:.1%}"
+        if self.unit == "points":
+            return f"{100 * self.number:.1f} points"
+        return f"{self.number:.3g} {self.unit}"
+
+
+def graded(number: float, good: float, bad: float) -> Verdict:
+    """Pass up to `good`, fail above `bad`, doubtful between; a number that is NaN fails."""
+    if number <= good + 1e-9:
+        return "pass"
+    return "doubtful" if number <= bad + 1e-9 else "fail"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Every finding about one network under one threat.
+
+    Attributes:
+        findings: One for each check, in the order of the checks.
+        accuracy: Share of right decisions on the clean images and under each attack that a check ran.
+        robust_accuracy: Share of images that withstand all of these attacks; an upper bound.
+        settings: Threat, number of images, attacks, seed, and how many images passed through the network.
+    """
+
+    findings: tuple[Finding, ...]
+    accuracy: dict[str, float]
+    robust_accuracy: float
+    settings: dict[str, Any]
+
+    @property
+    def verdict(self) -> Overall:
+        """Return `"not real"` if a check fails, else `"doubtful"` if one is doubtful, else `"real"`."""
+        verdicts = {finding.verdict for finding in self.findings}
+        return "not real" if "fail" in verdicts else "doubtful" if "doubtful" in verdicts else "real"
+
+    @property
+    def decisive(self) -> tuple[Finding, ...]:
+        """Findings that speak against the robustness: those that failed, then the doubtful ones."""
+        return (*self.having("fail"), *self.having("doubtful"))
+
+    def having(self, verdict: Verdict) -> tuple[Finding, ...]:
+        """Findings with a verdict, in the order of the checks."""
+        return tuple(finding for finding in self.findings if finding.verdict == verdict)
+
+    def __getitem__(self, check: str) -> Finding:
+        """Return the finding of a check, by its name."""
+        for finding in self.findings:
+            if finding.check == check:
+                return finding
+        raise KeyError(f"check must be one of {', '.join(f.check for f in self.findings)}, got {check!r}")
+
+    def summary(self) -> str:
+        """Say the verdict and what stands behind it, in a few sentences."""
+        counts = ", ".join(f"{len(self.having(v))} {v}" for v in get_args(Verdict) if self.having(v))
+        said = {
+            "real": "Nothing here speaks against the robustness",
+            "doubtful": "The robustness is doubtful",
+            "not real": "The robustness is not real as measured",
+        }[self.verdict]
+        missing = self.having("not run")
+        limits = f" Nothing is known about: {', '.join(finding.check for finding in missing)}." if missing else ""
+        return (
+            f"{said}: of {len(self.findings)} checks, {counts}.{limits} The network is right on "
+            f"{self.accuracy['clean']:.1%} of {self.settings['images']} clean images; at most "
+            f"{self.robust_accuracy:.1%} withstand every attack tried here. {CAUTION}"
+        )
+
+    def to_text(self) -> str:
+        """Give the report as text: the verdict, the decisive reasons, then every check."""
+        lines = [f"verdict: {self.verdict.upper()}", "", self.summary(), ""]
+        for number, finding in enumerate(self.decisive, 1):
+            lines += [f"{number}. {_sentence(finding)}"]
+        lines += [""] * bool(self.decisive) + [self.to_markdown(), ""]
+        lines += [f"{finding.check}: {finding.reason}" for finding in self.having("not run") + self.having("pass")]
+        return "\n".join(lines).strip() + "\n"
+
+    def to_markdown(self) -> str:
+        """Give the verdict and the number of every check as a Markdown table."""
+        return table(*self._rows())
+
+    def to_json(self, path: Path | str | None = None) -> str:
+        """Give everything as JSON, and write it to a file if one is named."""
+        text = json.dumps({"verdict": self.verdict, **asdict(self)}, indent=2) + "\n"
+        if path is not None:
+            write_whole(path, text)
+        return text
+
+    @classmethod
+    def from_json(cls, text: str) -> "Diagnosis":
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError: If the text is something else.
+        """
+        try:
+            content = json.loads(text)
+            content.pop("verdict")
+            return cls(**{**content, "findings": tuple(Finding(**finding) for finding in content["findings"])})
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"text is not a diagnosis: {error!r}") from error
+
+    def to_html(self, path: Path | str, *, title: str = "Is the robustness real?", command: str = "") -> Path:
+        """Write the report as one HTML page without outside references.
+
+        Args:
+            path: The file.
+            title: Heading of the page.
+            command: The command that gives it again, if there is one.
+        """
+        groups: dict[Verdict, str] = {
+            "fail": "What speaks against it",
+            "doubtful": "What is doubtful",
+            "not run": "What was not asked",
+            "pass": "What was found in order",
+        }
+        sections = [
+            Section(heading, [_sentence(finding, source=True) for finding in self.having(verdict)])
+            for verdict, heading in groups.items()
+            if self.having(verdict)
+        ]
+        shares = [[name, f"{share:.1%}"] for name, share in self.accuracy.items()]
+        shares.append(["worst case per image", f"{self.robust_accuracy:.1%}"])
+        attacks = Section("Accuracy under every attack", tables=[Grid(["attack", "accuracy"], shares)])
+        sections = [Section("All checks", tables=[Grid(*self._rows())]), *sections, attacks]
+        if command:
+            sections.append(Section("Again", code=command))
+        lead = f"Verdict: {self.verdict}. {self.summary()}"
+        return write_report(path, title, lead, sections, RunRecord("diagnose", self.settings, {}, command))
+
+    def _rows(self) -> tuple[list[str], list[list[str]]]:
+        rows = [[f"{i}. {f.check}", f.verdict, f.shown] for i, f in enumerate(self.findings, 1)]
+        return ["check", "verdict", "number"], rows
+
+
+def _sentence(finding: Finding, *, source: bool = False) -> str:
+    remedy = f" What to do: {finding.remedy}" if finding.remedy else ""
+    return f"{finding.check} ({finding.verdict}): {finding.reason}{remedy}" + f" [{finding.source}]" * source
