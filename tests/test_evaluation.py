@@ -1,5 +1,11 @@
+import copy
+import inspect
 import json
+import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +14,16 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import nn
 
-from robustviz.attacks import fgsm, ifgsm, pgd, random_noise
+from robustviz import checkpoints, evaluation
+from robustviz.attacks import bounded, carlini_wagner, fgsm, ifgsm, pgd, random_noise, transfer
+from robustviz.data import digits as digits_data
 from robustviz.evaluation import RobustnessTable, evaluate, sweep, wilson
+from robustviz.recipes import standard_ensemble
 from robustviz.tensors import seeded
 from robustviz.types import Threat
 
 THREAT = Threat("linf", 0.15)
+ROOT = Path(__file__).parents[1]
 
 
 def decisions(predictions, labels=(0, 1, 2, 0), distances=None):
@@ -287,10 +297,202 @@ def test_bad_input(unchecked, digits, digits_net):
         (digits_net, images, labels, {}, {"repeats": 0}, "batch_size and repeats must be >= 1, got 256 and 0"),
         (digits_net, images, labels, {"clean": fgsm}, {}, "must not be called 'clean'"),
         (digits_net, images, labels, {"PGD": partial(pgd, steps=0)}, {}, "steps must be finite and >= 1, got 0"),
-        (dependent, images, labels, {"FGSM": fgsm}, {"survivors_only": True}, "depend on the whole batch"),
+        (dependent, images, labels, {"FGSM": fgsm}, {"survivors_only": True}, "survivors_only must.* the whole batch"),
+        (dependent, images, labels, {"FGSM": fgsm}, {"fast": True}, "fast must be False .* the whole batch"),
     ):
         with pytest.raises(ValueError, match=words):
             evaluate(model, bad_images, bad_labels, attacks, **bad_settings)
+
+
+# An evaluation that goes on after a stop.
+
+ENSEMBLE = {
+    "PGD": partial(pgd, threat=Threat("linf", 0.06), steps=3),
+    "CW": partial(bounded, threat=Threat("l2", 0.4), attack=partial(carlini_wagner, steps=5, search_steps=2)),
+    "noise": partial(random_noise, threat=Threat("linf", 0.3), steps=3),
+}
+
+
+class Stopped(Exception):  # noqa: N818 (nothing is wrong)
+    pass
+
+
+def stopping(after):
+    """A callback that stops the evaluation after so many batches."""
+    calls = []
+
+    def on_batch(condition, done, total):
+        calls.append(condition)
+        if len(calls) == after:
+            raise Stopped
+
+    return on_batch
+
+
+def same(table, other):
+    return (
+        torch.equal(table.predictions, other.predictions)
+        and torch.equal(table.distances, other.distances)
+        and (table.conditions, table.settings) == (other.conditions, other.settings)
+    )
+
+
+@pytest.mark.parametrize(("survivors_only", "fast"), [(False, False), (True, False), (True, True)])
+def test_resumed_after_any_batch_gives_the_same_table(digits, digits_net, tmp_path, survivors_only, fast):
+    images, labels = (part[:60] for part in digits)
+    settings = {"batch_size": 25, "repeats": 2, "survivors_only": survivors_only, "fast": fast}
+    whole = evaluate(digits_net, images, labels, ENSEMBLE, **settings)
+    file = tmp_path / "state.json"
+    for done in (5, 10, 15, 20):  # of 24 batches: 4 conditions, 2 repeats, 3 batches
+        with pytest.raises(Stopped):
+            evaluate(digits_net, images, labels, ENSEMBLE, resume=file, on_batch=stopping(5), **settings)
+        assert json.loads(file.read_text())["done"] == done
+    seen = []
+    last = {"resume": file, "on_batch": lambda *call: seen.append(call)}
+    assert same(evaluate(digits_net, images, labels, ENSEMBLE, **last, **settings), whole)
+    assert seen == [("noise", done, 480) for done in (420, 445, 470, 480)]
+
+
+def test_a_finished_evaluation_is_read_and_not_made_again(digits, digits_net, tmp_path):
+    images, labels = (part[:20] for part in digits)
+    calls = []
+
+    def once(model, images, labels, /, *, generator=None):
+        calls.append(len(images))
+        return images.clone()
+
+    tables = [evaluate(digits_net, images, labels, {"once": once}, resume=tmp_path / "state.json") for _ in range(2)]
+    assert same(*tables)
+    assert calls == [20]
+
+
+def standard_worst_case(resume=None, on_batch=None):
+    """A table of a shipped network under the standard ensemble, in a small form: 15 batches."""
+    model, test_set = checkpoints.load("digits-pgd")[0], digits_data("test").subset(40)
+    ensemble = standard_ensemble(Threat("linf", 0.15), 10, steps=5, queries=20)
+    settings = {"batch_size": 16, "survivors_only": True, "resume": resume, "on_batch": on_batch}
+    return evaluate(model, test_set.images, test_set.labels, ensemble, **settings)
+
+
+KILLED = """
+import os, signal, sys
+from robustviz import checkpoints
+from robustviz.data import digits as digits_data
+from robustviz.evaluation import evaluate
+from robustviz.recipes import standard_ensemble
+from robustviz.types import Threat
+
+calls = []
+
+def kill_at_the_eighth(condition, done, total):
+    calls.append(condition)
+    if len(calls) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_in_the_middle_of_the_ensemble_and_resumed(tmp_path):
+    file = tmp_path / "state.json"
+    code = f"{KILLED}\n{inspect.getsource(standard_worst_case)}\nstandard_worst_case(sys.argv[1], kill_at_the_eighth)"
+    killed = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert json.loads(file.read_text())["done"] == 8
+    seen = []
+    resumed = standard_worst_case(file, lambda *call: seen.append(call))
+    assert len(seen) == 7
+    assert same(resumed, standard_worst_case())
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_a_file_of_another_evaluation_is_refused(digits, digits_net, tmp_path):
+    images, labels = (part[:20] for part in digits)
+    file = tmp_path / "state.json"
+    attacks = {"FGSM": fgsm, "transfer": partial(transfer, source=digits_net, attack=fgsm)}
+    settings = {"batch_size": 10}
+    evaluate(digits_net, images, labels, attacks, resume=file, **settings)
+    other = copy.deepcopy(digits_net)
+    other[1].running_mean[0] += 1e-6
+    dropout = copy.deepcopy(digits_net)
+    dropout[4].p = 0.2
+    elsewhere = images.clone()
+    elsewhere[3, 0, 0, 0] = 0.5
+    for change, words in (
+        ({"model": other}, "another model;"),
+        ({"model": dropout}, "another model;"),
+        ({"images": elsewhere}, "another images;"),
+        ({"labels": labels.roll(1)}, "another labels;"),
+        ({"attacks": {"FGSM": fgsm, "transfer": partial(transfer, source=other, attack=fgsm)}}, "another model;"),
+        ({"attacks": dict(reversed(attacks.items()))}, "another (model and )?order of attacks;"),
+        ({"attacks": attacks | {"FGSM": partial(fgsm, threat=THREAT)}}, "another attacks;"),
+        ({"batch_size": 5}, "another batch_size;"),
+        ({"generator": seeded(1), "survivors_only": True}, "another seed and survivors_only;"),
+        ({"fast": True}, "another fast;"),
+    ):
+        given_ = {"model": digits_net, "images": images, "labels": labels, "attacks": attacks} | settings | change
+        model, pictures, classes, made = (given_.pop(name) for name in ("model", "images", "labels", "attacks"))
+        with pytest.raises(ValueError, match=f"{file} belongs to an evaluation with {words}.*remove it to start anew"):
+            evaluate(model, pictures, classes, made, resume=file, **given_)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"settings": {}}', '{"settings": 3, "done": 1, "differing": []}'])
+def test_a_damaged_file_is_refused(digits, digits_net, tmp_path, text):
+    file = tmp_path / "state.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"is damaged or no unfinished evaluation.*remove it to start anew"):
+        evaluate(digits_net, digits[0][:5], digits[1][:5], {}, resume=file)
+
+
+def test_decisions_that_do_not_fit_are_refused(digits, digits_net, tmp_path):
+    file = tmp_path / "state.json"
+    evaluate(digits_net, digits[0][:5], digits[1][:5], {}, resume=file)
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"distances": [[0.0]]}))
+    with pytest.raises(ValueError, match="its decisions do not fit its settings"):
+        evaluate(digits_net, digits[0][:5], digits[1][:5], {}, resume=file)
+
+
+# Attacks on a fast copy.
+
+
+@pytest.mark.parametrize("fast", [True, "bf16"])
+def test_a_fast_copy_leaves_the_decisions_to_the_model(digits, digits_net, fast):
+    images, labels = (part[:300] for part in digits)
+    models = []
+
+    def watched(model, images, labels, /, *, generator=None):
+        models.append(model)
+        return pgd(model, images, labels, threat=THREAT, steps=4, early_exit=True, generator=generator)
+
+    table = evaluate(digits_net, images, labels, {"PGD": watched}, fast=fast)
+    plain = evaluate(digits_net, images, labels, {"PGD": partial(pgd, threat=THREAT, steps=4, early_exit=True)})
+    assert models[0] is not digits_net
+    assert all(model in (models[0], digits_net) for model in models)
+    assert torch.equal(table.predictions[0], plain.predictions[0])
+    assert table.accuracy("PGD") == pytest.approx(plain.accuracy("PGD"), abs=0.0 if fast is True else 0.01)
+    assert table.settings["fast"] == fast
+    assert table.settings["differing"]["clean"] == 0
+    assert table.settings["differing"]["PGD"] <= (2 if fast is True else 30)
+
+
+def test_what_fools_only_the_copy_is_attacked_again_on_the_model(digits, digits_net, monkeypatch):
+    """A copy that is wrong about everything cannot make the model look robust."""
+
+    class Wrong(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            return -self.model(images)
+
+    monkeypatch.setattr(evaluation, "folded", lambda model, precision: Wrong(model))
+    images, labels = (part[:100] for part in digits)
+    attacks = {"PGD": partial(pgd, threat=Threat("linf", 0.06), steps=4, early_exit=True, random_start=False)}
+    table, plain = (evaluate(digits_net, images, labels, attacks, fast=fast) for fast in (True, False))
+    assert torch.equal(table.predictions, plain.predictions)
+    assert torch.equal(table.distances, plain.distances)
+    assert 0 < plain.accuracy("PGD") < 1
+    assert table.settings["differing"]["PGD"] == 100
 
 
 def test_sweep(digits, digits_net):

@@ -13,9 +13,11 @@ from robustviz.attacks.adaptive import (
 )
 from robustviz.attacks.apgd import apgd, apgd_targeted
 from robustviz.attacks.blackbox import random_noise, square, transfer
-from robustviz.attacks.gradient import Step, fgsm, ifgsm, mifgsm, pgd
-from robustviz.attacks.minimal import carlini_wagner, deepfool, fmn
+from robustviz.attacks.carlini_wagner import carlini_wagner
+from robustviz.attacks.gradient import fgsm, ifgsm, mifgsm, pgd
+from robustviz.attacks.minimal import bounded, deepfool, fmn
 from robustviz.attacks.rounding import EightBit, round_to_8bit
+from robustviz.attacks.search import Step
 
 __all__ = [
     "EightBit",
@@ -24,6 +26,7 @@ __all__ = [
     "alone_head",
     "apgd",
     "apgd_targeted",
+    "bounded",
     "carlini_wagner",
     "deepfool",
     "eot",

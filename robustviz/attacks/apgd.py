@@ -14,8 +14,17 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
-from robustviz.attacks.gradient import OnStep, Step, _gradient, _length, random_perturbation
-from robustviz.attacks.search import Best, Look, at_least, whole
+from robustviz.attacks.search import (
+    Best,
+    Look,
+    OnStep,
+    Step,
+    at_least,
+    lengths,
+    pixel_gradient,
+    random_perturbation,
+    whole,
+)
 from robustviz.objectives import cross_entropy, objective_and_logits
 from robustviz.tensors import batch_dependent, check_images, evaluating, per_image, project, seeded
 from robustviz.types import LINF_8, Images, Labels, Objective, PerImage, Threat
@@ -238,7 +247,7 @@ class _Search:
     def move(self, climb: _Climb, momentum: float) -> None:
         """Step along the gradient, keep a share of the last move, and stay in the ball."""
         linf = self.threat.norm == "linf"
-        direction = climb.gradient.sign() if linf else climb.gradient / _length(climb.gradient, 2)
+        direction = climb.gradient.sign() if linf else climb.gradient / lengths(climb.gradient, 2)
         ahead = project(climb.clean, climb.point + per_image(climb.size, direction) * direction, self.threat)
         ahead = climb.point.lerp(ahead, 1 - momentum).add_(climb.point - climb.previous, alpha=momentum)
         climb.previous, climb.point = climb.point, project(climb.clean, ahead, self.threat)
@@ -249,7 +258,7 @@ class _Search:
         with torch.set_grad_enabled(step < self.steps):
             values, fooled = look(point, climb.rows)
         if step < self.steps:
-            climb.gradient = _gradient(values, point)
+            climb.gradient = pixel_gradient(values, point)
         values = values.detach()
         if self.on_step is not None:
             self.on_step(Step(restart, step, climb.point, self.sign * values, fooled))

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from robustviz.attacks.gradient import OnStep, Step, _length, random_perturbation
-from robustviz.attacks.search import Best, at_least
+from robustviz.attacks.search import Best, OnStep, Step, at_least, lengths, random_perturbation
 from robustviz.objectives import margin, objective_and_logits
 from robustviz.tensors import check_images, evaluating, norms, per_image, project, seeded
 from robustviz.types import LINF_8, Attack, Images, Labels, Objective, Threat
@@ -208,7 +207,7 @@ def _tiles(images: Images, generator: Generator) -> Images:
     tiles = signs.repeat_interleave(side, 2).repeat_interleave(side, 3) * _bumps(images, side).repeat(rows, columns)
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
     tiles = F.pad(tiles, (left, width - columns * side - left, top, height - rows * side - top))
-    return tiles / _length(tiles, 2)
+    return tiles / lengths(tiles, 2)
 
 
 def _bumps(like: Images, side: int) -> Float[Tensor, "side side"]:

@@ -4,40 +4,16 @@ They are one loop. FGSM is one step of it, IFGSM starts at the image itself, PGD
 MI-FGSM accumulates momentum. A step costs one forward pass and one backward pass to the pixels, and nothing more.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
-from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Generator, Tensor, nn
 
+from robustviz.attacks.search import Best, OnStep, Step, at_least, lengths, pixel_gradient, random_perturbation
 from robustviz.objectives import cross_entropy, objective_and_logits
-from robustviz.tensors import batch_dependent, check_images, evaluating, norms, per_image, project, seeded
+from robustviz.tensors import batch_dependent, check_images, evaluating, project, seeded
 from robustviz.types import LINF_8, Images, Labels, Objective, PerImage, Threat
-
-
-@dataclass(frozen=True)
-class Step:
-    """One point of an attack's path, handed to `on_step`.
-
-    Attributes:
-        restart: Which restart, from 0.
-        step: Updates made so far: 0 is the start, the last one is what the restart ends with.
-        images: Where the attack stands.
-        objective: Its value there, one number for each image.
-        fooled: Whether the model decides there as the attacker wants.
-    """
-
-    restart: int
-    step: int
-    images: Images
-    objective: PerImage
-    fooled: Bool[Tensor, "n"]
-
-
-OnStep = Callable[[Step], Any]
 
 
 def fgsm(
@@ -208,17 +184,6 @@ def mifgsm(
     ).run(model, images, labels)
 
 
-def random_perturbation(images: Images, threat: Threat, generator: Generator) -> Images:
-    """Draw a perturbation uniformly from the ball, on the generator's device, then move it to the images'."""
-    draw: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": images.dtype}
-    if threat.norm == "linf":
-        return (threat.epsilon * (2 * torch.rand(images.shape, **draw) - 1)).to(images.device)
-    direction = torch.randn(images.shape, **draw)
-    radius = torch.rand(len(images), **draw) ** (1 / images[0].numel())
-    length = norms(direction, "l2").clamp_min(torch.finfo(images.dtype).tiny)
-    return (direction * per_image(threat.epsilon * radius / length, direction)).to(images.device)
-
-
 @dataclass(frozen=True)
 class _Ascent:
     """The loop behind every attack of this file, with its settings."""
@@ -238,13 +203,11 @@ class _Ascent:
     def run(self, model: nn.Module, images: Images, labels: Labels) -> Images:
         """Run the restarts; keep for each image whatever fools the model, else the largest objective."""
         self.check(model, images, labels)
-        images, together = images.detach(), batch_dependent(model)
+        images, best = images.detach(), Best(model, images.detach())
         generator = seeded(0) if self.generator is None else self.generator
-        best, fooled = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
-        height = images.new_full((len(images),), -torch.inf)
         with evaluating(model), torch.enable_grad():
             for restart in range(self.restarts):
-                rows = (~fooled if self.early_exit else torch.ones_like(fooled)).nonzero().squeeze(1)
+                rows = best.open() if self.early_exit else torch.arange(len(images), device=images.device)
                 if not len(rows):
                     break
                 clean, classes = images[rows], labels[rows]
@@ -255,17 +218,11 @@ class _Ascent:
                 if self.restarts == 1 and self.on_step is None:
                     return point
                 with torch.no_grad():
-                    values, wins = self.look(model, point, classes, generator)
+                    values, fooled = self.look(model, point, classes, generator)
                 if self.on_step is not None:
-                    self.on_step(Step(restart, self.steps, point, values, wins))
-                values = -values if self.targeted else values
-                better = (wins & ~fooled[rows]) | ((wins == fooled[rows]) & (values > height[rows]))
-                if together:
-                    rank = [(int(w.sum()), float(v.mean())) for w, v in ((wins, values), (fooled, height))]
-                    better = torch.full_like(better, rank[0] > rank[1])
-                kept = rows[better]
-                best[kept], height[kept], fooled[kept] = point[better], values[better], wins[better]
-        return best
+                    self.on_step(Step(restart, self.steps, point, values, fooled))
+                best.offer(rows, point, fooled, -values if self.targeted else values)
+        return best.images
 
     def climb(
         self, model: nn.Module, images: Images, labels: Labels, start: Images, restart: int, generator: Generator
@@ -276,7 +233,7 @@ class _Ascent:
         for step in range(self.steps):
             point = point.detach().requires_grad_()
             values, fooled = self.look(model, point, labels, generator)
-            gradient = _gradient(values, point)
+            gradient = pixel_gradient(values, point)
             point = point.detach()
             if self.on_step is not None:
                 self.on_step(Step(restart, step, point, values.detach(), fooled))
@@ -288,9 +245,9 @@ class _Ascent:
                 if not len(rows):
                     break
             if self.decay:
-                momentum = self.decay * momentum + gradient / _length(gradient, 1)
+                momentum = self.decay * momentum + gradient / lengths(gradient, 1)
                 gradient = momentum
-            direction = gradient.sign() if self.threat.norm == "linf" else gradient / _length(gradient, 2)
+            direction = gradient.sign() if self.threat.norm == "linf" else gradient / lengths(gradient, 2)
             point = project(images, point + (-1 if self.targeted else 1) * self.step_size * direction, self.threat)
         end[rows] = point
         return end
@@ -305,25 +262,9 @@ class _Ascent:
     def check(self, model: nn.Module, images: Images, labels: Labels) -> None:
         """Refuse what cannot be run."""
         check_images(images, labels)
-        for name, least in (("steps", 1), ("restarts", 1), ("step_size", 0), ("decay", 0)):
-            value = getattr(self, name)
-            if not (isfinite(value) and value >= least):
-                raise ValueError(f"{name} must be finite and >= {least}, got {value}")
+        at_least(1, steps=self.steps, restarts=self.restarts)
+        at_least(0, step_size=self.step_size, decay=self.decay)
         if self.early_exit and batch_dependent(model):
             raise ValueError("early_exit must be False for a model whose answers depend on the whole batch")
         if self.early_exit and self.on_step is not None:
             raise ValueError("early_exit must be False with on_step, because a trace follows every image to the end")
-
-
-def _gradient(values: PerImage, images: Images) -> Images:
-    """Gradient of the sum with respect to the pixels; where it is not a number, the image stays where it is."""
-    if not values.requires_grad:
-        raise ValueError("objective must have a gradient with respect to the images, but the model cuts it off")
-    return torch.autograd.grad(values.sum(), images)[0].nan_to_num(0)
-
-
-def _length(gradient: Images, order: int) -> Tensor:
-    """Mean absolute value (order 1) or Euclidean length (order 2) of each gradient, never 0."""
-    flat = gradient.flatten(1)
-    length = flat.abs().mean(1) if order == 1 else flat.norm(dim=1)
-    return per_image(length.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)

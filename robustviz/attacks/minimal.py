@@ -1,138 +1,51 @@
-"""Attacks that look for the nearest image the model gets wrong: Carlini & Wagner, DeepFool, fast minimum norm.
+"""Attacks that look for the nearest image the model gets wrong: DeepFool and fast minimum norm.
 
-They know no radius. Whether an image falls within a threat is read off the distance afterwards.
+They and Carlini & Wagner know no radius. Whether an image falls within a threat is read off the distance afterwards:
+`bounded` does so.
 """
 
-from math import atanh, cos, inf, pi
+from math import cos, inf, pi
 from typing import get_args
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
-from robustviz.attacks.gradient import OnStep, Step, _gradient, _length
-from robustviz.attacks.search import Best, Look, at_least, whole
+from robustviz.attacks.search import Best, OnStep, Step, at_least, lengths, pixel_gradient, whole
 from robustviz.objectives import logit_margin, margin, objective_and_logits
 from robustviz.tensors import batch_dependent, check_images, check_labels, evaluating, norms, per_image
-from robustviz.types import Images, Labels, Logits, Norm, PerImage
+from robustviz.types import Attack, Images, Labels, Logits, Norm, PerImage, Threat
 
-SHRINK = 0.8
-"""Pixels are squeezed to [-SHRINK, SHRINK] before atanh, so that black and white have a finite place and can move."""
+ROUNDING = 1e-6
+"""By how much the rounding of pixels may lengthen a perturbation."""
 
 
-def carlini_wagner(
+def bounded(
     model: nn.Module,
     images: Images,
     labels: Labels,
     /,
     *,
-    steps: int = 100,
-    confidence: float = 0.0,
-    search_steps: int = 9,
-    initial_const: float = 1e-2,
-    lr: float = 1e-2,
-    targeted: bool = False,
-    on_step: OnStep | None = None,
+    threat: Threat,
+    attack: Attack,
     generator: Generator | None = None,
 ) -> Images:
-    """Find the nearest adversarial image in L2 by minimizing distance² + const * (confidence - margin)+.
-
-    Adam moves the pixels in tanh space, where the box [0, 1] needs no clipping. Each image has its own constant, found
-    by `search_steps` rounds of bisection, and stops by itself when a tenth of a round brings no progress.
+    """Make an attack that knows no radius obey a threat: what it finds farther away is put back to the image itself.
 
     Args:
-        model: Maps images in [0, 1] to logits; it is attacked in evaluation mode and left exactly as it was.
+        model: Handed to the attack.
         images: Clean images in [0, 1].
-        labels: True classes; with `targeted`, the classes that the attacker wants to see.
-        steps: Points looked at in each round; each costs one forward and one backward pass.
-        confidence: Lead, in logits, that the adversarial class must have.
-        search_steps: Rounds of the search for the constant.
-        initial_const: Constant of the first round, > 0.
-        lr: Learning rate of Adam, in tanh space.
-        targeted: Move towards `labels` instead of away from them.
-        on_step: Called with every `Step`: `restart` is the round, `objective` the margin in favor of the attacker,
-            and an image that has stopped stays where it is.
-        generator: Not used; the attack is deterministic.
+        labels: Their classes.
+        threat: Norm and radius; the attack should look for the nearest image in the same norm.
+        attack: A minimal-norm attack, its settings fixed with `functools.partial`.
+        generator: Handed to the attack.
 
     Returns:
-        The nearest adversarial image found, else the image itself. A batch-dependent model keeps whole batches
-        instead, and no image stops before the others.
-
-    Raises:
-        TypeError: If images or labels are not tensors of the right kind.
-        ValueError: If images, labels or a setting are out of range, or the model cuts the gradient off.
-
-    Source: Carlini & Wagner, "Towards evaluating the robustness of neural networks", arXiv 1608.04644, sections V-VI.
+        The attack's images where they lie in the ball, and the clean images elsewhere.
     """
-    check_images(images, labels)
-    images = images.detach()
-    at_least(1, steps=steps, search_steps=search_steps)
-    at_least(0, confidence=confidence)
-    at_least(1e-12, initial_const=initial_const, lr=lr)
-    best = Best(model, images, score=0.0)
-    low, const, high = (images.new_full((len(images),), value) for value in (0.0, initial_const, inf))
-    with evaluating(model), torch.enable_grad():
-        for search in range(search_steps):
-
-            def look(points: Images, rows: Int[Tensor, "m"]) -> tuple[PerImage, Bool[Tensor, "m"]]:
-                values, logits = objective_and_logits(margin, model, points, labels[rows], generator)
-                lead = -values if targeted else values
-                return lead, ((logits.argmax(1) == labels[rows]) == targeted) & (lead >= confidence)
-
-            found = _descend(look, images, const, best, search, steps, confidence, lr, on_step)
-            low, high = torch.where(found, low, const), torch.where(found, const, high)
-            const = torch.where(high.isinf(), 10 * const, (low + high) / 2)
-    return best.images
-
-
-def _descend(
-    look: Look,
-    images: Images,
-    const: PerImage,
-    best: Best,
-    search: int,
-    steps: int,
-    confidence: float,
-    lr: float,
-    on_step: OnStep | None,
-) -> Bool[Tensor, "n"]:
-    """Make one round of Carlini & Wagner with a fixed constant for each image; return which images fooled."""
-    rows, clean, here, point = torch.arange(len(images), device=images.device), images, images, images.clone()
-    curve, edge = SHRINK * (2 * images - 1), atanh(SHRINK)
-    place, first, second = curve.atanh(), torch.zeros_like(images), torch.zeros_like(images)
-    found, wins = torch.zeros_like(best.fooled), torch.zeros_like(best.fooled)
-    lead, lowest = torch.zeros_like(const), torch.full_like(const, inf)
-    for step in range(steps):
-        here = here.detach().requires_grad_()
-        values, fooled = look(here, rows)
-        missing = const[rows] * (confidence - values).clamp_min(0)
-        slope, here = _gradient(missing, here), here.detach()
-        change = here - clean
-        distance = norms(change, "l2")
-        best.offer(rows, here, fooled, -distance)
-        found[rows] |= fooled
-        if on_step is not None:
-            point[rows], lead[rows], wins[rows] = here, values.detach(), fooled
-            on_step(Step(search, step, point.clone(), lead.clone(), wins.clone()))
-        done = fooled & (distance == 0)  # wrong as it is: nothing nearer can be found
-        if (step + 1) % max(steps // 10, 1) == 0:
-            loss = missing.detach() + distance.square()
-            done |= loss > 0.9999 * lowest[rows]
-            lowest[rows] = loss
-        if done.any() and not best.together:
-            state = (rows, clean, curve, place, first, second, slope, change)
-            rows, clean, curve, place, first, second, slope, change = (values[~done] for values in state)
-            if not len(rows):
-                break
-        # Adam, with the slope carried from pixels to their places on the curve.
-        slope = slope.add_(change, alpha=2).mul_((1 - curve.square()) / (2 * SHRINK))
-        first = first.lerp_(slope, 0.1)
-        second = second.mul_(0.999).addcmul_(slope, slope, value=0.001)
-        scale = (second / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
-        place = place.addcdiv_(first, scale, value=-lr / (1 - 0.9 ** (step + 1))).clamp_(-edge, edge)
-        curve = place.tanh()
-        here = (curve / (2 * SHRINK)).add_(0.5).clamp_(0, 1)
-    return found
+    attacked = attack(model, images, labels, generator=generator)
+    inside = norms(attacked - images, threat.norm) <= threat.epsilon + ROUNDING
+    return torch.where(whole(inside), attacked, images)
 
 
 def fmn(
@@ -185,7 +98,7 @@ def fmn(
             fade = (1 + cos(pi * step / steps)) / 2
             point = point.detach().requires_grad_()
             values, logits = objective_and_logits(margin, model, point, labels, generator)
-            slope, point = sign * _gradient(values, point), point.detach()
+            slope, point = sign * pixel_gradient(values, point), point.detach()
             # A pixel at the end of the box that is pushed outwards cannot help, and must not count.
             slope = slope.where((point + slope.sign()).sub(0.5).abs() < 1.5, 0)
             values, fooled = sign * values.detach(), (logits.argmax(1) == labels) == targeted
@@ -198,7 +111,7 @@ def fmn(
             outside = torch.where(best.fooled, radius * (1 + rate), boundary)
             radius = torch.where(fooled, torch.minimum(radius * (1 - rate), -best.score), outside)
             length = step_size * (0.01 + 0.99 * fade)
-            point = _within(images, point + length * slope / _length(slope, 2), radius, norm)
+            point = _within(images, point + length * slope / lengths(slope, 2), radius, norm)
     return best.images
 
 
@@ -279,7 +192,7 @@ def _to_boundary(logits: Logits, images: Images, labels: Labels, rivals: Int[Ten
             raise ValueError("logits must have a gradient with respect to the images, but the model cuts it off")
         slope = -torch.autograd.grad(lead.sum(), images, retain_graph=True)[0].nan_to_num(0)
         distance = (lead.detach() + 1e-6) / _dual(slope, norm)
-        direction = slope.sign() if norm == "linf" else slope / _length(slope, 2)
+        direction = slope.sign() if norm == "linf" else slope / lengths(slope, 2)
         step = torch.where(whole(distance < nearest), per_image(distance, slope) * direction, step)
         nearest = torch.minimum(nearest, distance)
     return step
@@ -296,7 +209,7 @@ def _within(images: Images, points: Images, radius: PerImage, norm: Norm) -> Ima
     if norm == "linf":
         change = torch.maximum(torch.minimum(change, radius), -radius)
     else:
-        change = change * (radius / _length(change, 2)).clamp_max(1)
+        change = change * (radius / lengths(change, 2)).clamp_max(1)
     return (images + change).clamp(0, 1)
 
 

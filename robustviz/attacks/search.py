@@ -1,14 +1,38 @@
-"""What attacks share that look at many points and keep the best of them."""
+"""What attacks share: the points of their path, the gradient to the pixels, and the best point found so far."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf, isfinite
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from robustviz.tensors import batch_dependent
-from robustviz.types import Images, PerImage
+from robustviz.tensors import batch_dependent, norms, per_image
+from robustviz.types import Images, PerImage, Threat
+
+
+@dataclass(frozen=True)
+class Step:
+    """One point of an attack's path, handed to `on_step`.
+
+    Attributes:
+        restart: Which restart, from 0.
+        step: Updates made so far: 0 is the start, the last one is what the restart ends with.
+        images: Where the attack stands.
+        objective: Its value there, one number for each image.
+        fooled: Whether the model decides there as the attacker wants.
+    """
+
+    restart: int
+    step: int
+    images: Images
+    objective: PerImage
+    fooled: Bool[Tensor, "n"]
+
+
+OnStep = Callable[[Step], Any]
 
 Look = Callable[[Images, Int[Tensor, "m"]], tuple[PerImage, Bool[Tensor, "m"]]]
 """`(points, rows)`: what is raised, at points that belong to the images `rows`, and whether the model is fooled."""
@@ -67,3 +91,39 @@ def at_least(least: float | int, **settings: float | int) -> None:
     for name, value in settings.items():
         if not (isfinite(value) and value >= least):
             raise ValueError(f"{name} must be finite and >= {least}, got {value}")
+
+
+def random_perturbation(images: Images, threat: Threat, generator: Generator) -> Images:
+    """Draw a perturbation uniformly from the ball, on the generator's device, then move it to the images'."""
+    draw: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": images.dtype}
+    if threat.norm == "linf":
+        return (threat.epsilon * (2 * torch.rand(images.shape, **draw) - 1)).to(images.device)
+    direction = torch.randn(images.shape, **draw)
+    radius = torch.rand(len(images), **draw) ** (1 / images[0].numel())
+    length = norms(direction, "l2").clamp_min(torch.finfo(images.dtype).tiny)
+    return (direction * per_image(threat.epsilon * radius / length, direction)).to(images.device)
+
+
+def pixel_gradient(values: PerImage, images: Images) -> Images:
+    """Take the gradient of each value with respect to its own pixels; where it is not a number, it is 0.
+
+    Args:
+        values: One number per image, each made from that image; a batch-dependent model adds them up.
+        images: The leaf tensor that they were made from.
+
+    Raises:
+        ValueError: If the values do not depend on the images.
+    """
+    if not values.requires_grad:
+        raise ValueError("objective must have a gradient with respect to the images, but the model cuts it off")
+    return torch.autograd.grad(values.sum(), images)[0].nan_to_num(0)
+
+
+def lengths(gradient: Images, order: int) -> Tensor:
+    """Measure each gradient, as (n, 1, 1, 1) to divide by: its mean absolute value (order 1) or Euclidean length (2).
+
+    Never 0, so that a gradient that vanishes is left as it is.
+    """
+    flat = gradient.flatten(1)
+    length = flat.abs().mean(1) if order == 1 else flat.norm(dim=1)
+    return per_image(length.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)

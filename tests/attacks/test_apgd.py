@@ -169,7 +169,8 @@ def test_neither_scale_nor_shift_of_the_logits_matters(double_net, digits, attac
             return 64 * double_net(images) + shift
 
     images, labels = digits[0][:10].double(), digits[1][:10]
-    settings = {"threat": LINF, "steps": 5}
+    # Behind the boundary, with the label in third place, DLR is constant and its gradient is rounding: leave before.
+    settings = {"threat": LINF, "steps": 5, "early_exit": True}
     expected = attack(double_net, images, labels, **settings)
     torch.testing.assert_close(attack(Changed(), images, labels, **settings), expected, rtol=0, atol=1e-6)
 
