@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lint bench browser clean
+.PHONY: help demo test lab student handouts lint bench browser clean
 
 help:  ## show this help
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -16,6 +16,14 @@ test: $(VENV)/dev  ## run the test suite
 
 lab: $(VENV)/dev  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+student: $(VENV)/dev  ## copy the lessons without solutions and outputs to runs/student
+	$(BIN)/jupyter nbconvert --to notebook --output-dir=runs/student --ClearOutputPreprocessor.enabled=True \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution notebooks/*.ipynb
+
+handouts: $(VENV)/dev  ## write the lessons without solutions as HTML pages to runs/handouts
+	$(BIN)/jupyter nbconvert --to html --template=classic --output-dir=runs/handouts \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution notebooks/*.ipynb
 
 lint: $(VENV)/dev  ## check style, docstrings and types
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from robustviz.attacks import fgsm, ifgsm, pgd
 from robustviz.data import ImageSet, digits
 from robustviz.evaluation import RobustnessTable, Sweep, evaluate, sweep
 from robustviz.experiments.cas import cas_section
+from robustviz.experiments.geometry_page import geometry_section
 from robustviz.experiments.tvm import tvm_section
 from robustviz.experiments.wnll import wnll_section
 from robustviz.models import Classifier, initialized, small_cnn
@@ -33,7 +34,12 @@ ATTACKS: Mapping[str, Callable[..., Any]] = {
 }
 STANDARD, HARDENED = "standard", "adversarially trained"
 
-SECTIONS: Mapping[str, Callable[[int], Section]] = {"WNLL": wnll_section, "TVM": tvm_section, "CAS": cas_section}
+SECTIONS: Mapping[str, Callable[[int], Section]] = {
+    "WNLL": wnll_section,
+    "the feature space of WNLL": geometry_section,
+    "TVM": tvm_section,
+    "CAS": cas_section,
+}
 """What the page says about defenses, on networks that come with the library."""
 
 Say = Callable[[str], Any]

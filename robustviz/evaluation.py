@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, product
+from itertools import groupby, islice, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
+from robustviz.distributed import processes
 from robustviz.inference import folded
 from robustviz.records import describe
 from robustviz.robustness import CLEAN, RobustnessTable, wilson
@@ -84,21 +86,29 @@ def evaluate(
     tally = Tally(len(conditions), repeats, len(labels), known, resume)
     copy = folded(model, precision="bf16" if fast == "bf16" else "fp32") if fast else None
     batches = torch.split(torch.arange(len(labels)), batch_size)
-    order = product(range(len(conditions)), range(repeats), range(len(batches)))
-    for c, repeat, batch in islice(order, tally.done, None):
-        condition, rows = conditions[c], batches[batch]
-        attack = attacks[condition] if c else None
+
+    def measured(turn: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Attack a batch: which images, what the model decides, how far they moved, how often the copy differs."""
+        c, repeat, batch = turn
+        rows, attack = batches[batch], attacks[conditions[c]] if c else None
         if survivors_only and c:
             rows = tally.inherit(c, repeat, rows, labels.cpu())
-        if len(rows):
-            noise, norm = seeded(settings["seed"], repeat, batch), _norm(attack)
-            part = images[rows]
-            attacked, decided, differing = _decide(model, copy, part, labels[rows], attack, noise)
-            tally.add(c, repeat, rows, decided.cpu(), norms(attacked - part, norm).float().cpu(), differing)
-        tally.keep()
-        if on_batch is not None:
-            done = (c * repeats + repeat) * len(labels) + min((batch + 1) * batch_size, len(labels))
-            on_batch(condition, done, len(conditions) * repeats * len(labels))
+        if not len(rows):
+            return rows, rows, torch.zeros(0), 0
+        part, noise = images[rows], seeded(settings["seed"], repeat, batch)
+        attacked, decided, differing = _decide(model, copy, part, labels[rows], attack, noise)
+        return rows, decided.cpu(), norms(attacked - part, _norm(attack)).float().cpu(), differing
+
+    turns = islice(product(range(len(conditions)), range(repeats), range(len(batches))), tally.done, None)
+    for c, of_condition in groupby(turns, itemgetter(0)):
+        for (_, repeat, batch), found in processes().work(of_condition, measured):
+            if survivors_only and c:
+                tally.inherit(c, repeat, batches[batch], labels.cpu())
+            tally.add(c, repeat, *found)
+            tally.keep()
+            if on_batch is not None:
+                done = (c * repeats + repeat) * len(labels) + min((batch + 1) * batch_size, len(labels))
+                on_batch(conditions[c], done, len(conditions) * repeats * len(labels))
     if fast:
         settings["differing"] = dict(zip(conditions, tally.differing, strict=True))
     return RobustnessTable(conditions, labels.cpu(), tally.predictions, tally.distances, settings)

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from robustviz.distributed import processes
+
 
 def describe(value: Any) -> Any:
     """Turn settings into JSON: a function or partial becomes its name with every setting, defaults included.
@@ -81,9 +83,12 @@ def versions() -> dict[str, str]:
 def write_whole(path: Path | str, content: bytes | str) -> Path:
     """Write a file that is either whole or absent: into a neighbor first, then moved into place.
 
-    A file that is there already is replaced; callers that must not do so ask before.
+    A file that is there already is replaced; callers that must not do so ask before. Of several processes that work
+    together, the first one writes alone.
     """
     path = Path(path)
+    if not processes().first:
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, neighbor = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

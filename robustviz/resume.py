@@ -1,5 +1,6 @@
 """The state of a training run on disk: weights, best weights, momentum and logs in one safetensors file."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustviz.records import write_whole
+from robustviz.types import Images, Labels
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ class EpochLog:
     def score(self) -> tuple[float, float]:
         """What epochs are compared by: robust accuracy, then clean accuracy."""
         return self.robust_accuracy or 0.0, self.clean_accuracy or 0.0
+
+    @property
+    def summary(self) -> str:
+        """The log in a few words."""
+        parts = [f"epoch {self.epoch}", f"loss {self.loss:.3f}"]
+        parts += [f"clean {self.clean_accuracy:.1%}"] if self.clean_accuracy is not None else []
+        parts += [f"robust {self.robust_accuracy:.1%}"] if self.robust_accuracy is not None else []
+        return ", ".join(parts)
 
 
 class TrainingState:
@@ -110,6 +120,14 @@ class TrainingState:
 
     def _trained(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def fingerprint(images: Images, labels: Labels) -> str:
+    """Tell data sets apart: a checksum of shape, pixels and labels."""
+    key = hashlib.sha256(str(tuple(images.shape)).encode())
+    for tensor in (images, labels):
+        key.update(tensor.detach().cpu().contiguous().numpy().data)
+    return key.hexdigest()
 
 
 def _packed(tensor: Tensor) -> Tensor:

@@ -1,73 +1,28 @@
 """One training loop for every defense: natural, adversarial, or through an objective that holds its own attack."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
+from robustviz.config import Precision, Schedule, TrainConfig, bf16_pays, learning_rate
 from robustviz.data import augment, stratified
+from robustviz.distributed import Processes, processes
 from robustviz.objectives import cross_entropy
 from robustviz.records import describe
-from robustviz.resume import EpochLog, TrainingState
+from robustviz.resume import EpochLog, TrainingState, fingerprint
 from robustviz.tensors import check_images, check_labels, drawing, evaluating, seeded
-from robustviz.types import Attack, Images, Labels, Objective
+from robustviz.types import Attack, Images, Labels, Objective, PerImage
 
-Schedule = Literal["constant", "steps", "cosine", "one-cycle"]
-Precision = Literal["auto", "fp32", "bf16"]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. The optimizer is stochastic gradient descent with Nesterov momentum.
-
-    Attributes:
-        epochs: Passes through the training part.
-        batch_size: Images in one update.
-        learning_rate: The largest learning rate.
-        schedule: `"constant"`; `"steps"`: divided by 10 after half and again after three quarters of the updates;
-            `"cosine"`: to 0 along half a cosine; `"one-cycle"`: linearly up during the first 30 %, then down to 0.
-        momentum: Of the optimizer.
-        weight_decay: L2 penalty on all parameters.
-        padding: Random shifts by up to so many pixels; 0 for none.
-        flip: Mirror half of the images.
-        precision: `"bf16"` computes in bfloat16 (autocast) on maps stored channels-last, weights stay float32;
-            `"fp32"` switches both off; `"auto"` is bf16 where it pays: images of at least 16 pixels on a processor
-            with bfloat16 matrix units, or on a GPU that has them.
-        seed: Decides the validation part, the order, the augmentation and the attack's random starts.
-
-    Raises:
-        ValueError: If a setting is out of range.
-    """
-
-    epochs: int = 15
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    schedule: Schedule = "one-cycle"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    padding: int = 0
-    flip: bool = False
-    precision: Precision = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("padding", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        for name, most in (("learning_rate", math.inf), ("momentum", 1.0), ("weight_decay", math.inf)):
-            if not 0 <= getattr(self, name) < most:
-                raise ValueError(f"{name} must be >= 0 and below {most}, got {getattr(self, name)}")
-        for name, known in (("schedule", get_args(Schedule)), ("precision", get_args(Precision))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+__all__ = ["Precision", "Schedule", "TrainConfig", "bf16_pays", "fingerprint", "hold_out", "learning_rate", "train"]
 
 
 def train(
@@ -81,6 +36,7 @@ def train(
     monitor: Attack | None = None,
     validation: float | Tensor = 0.1,
     resume: Path | str | None = None,
+    before_validation: Callable[[], Any] | None = None,
     on_epoch: Callable[[EpochLog], Any] | None = None,
 ) -> list[EpochLog]:
     """Train a model in place; at the end it holds the weights of the epoch that validated best.
@@ -88,6 +44,10 @@ def train(
     Parameters with `requires_grad=False` stay as they are, and a module all of whose parameters are frozen stays in
     evaluation mode, so that its batch norm statistics do not move either. On a terminal or in a notebook a progress
     bar shows loss, accuracies and the time left.
+
+    Several processes (see `robustviz.distributed`) share every batch, and their mean gradient is that of the batch;
+    batch norm alone takes its statistics from each process's share, and the first process's are kept. Order and
+    augmentation are those of a single process; attacks, dropout and stochastic modules draw anew in each.
 
     Args:
         model: Trained in place, on the device where it is.
@@ -104,6 +64,7 @@ def train(
             Or the indices of the images to hold out.
         resume: File that holds the state after every epoch. If it exists, training goes on from there and
             ends as if it had never stopped. The caller removes it.
+        before_validation: Called when an epoch's updates are done, to bring up to date what follows from the weights.
         on_epoch: Called after every epoch, when the state is safe on disk.
 
     Returns:
@@ -127,7 +88,10 @@ def train(
         "data": fingerprint(images, labels),
         "validation": validation.tolist() if isinstance(validation, Tensor) else validation,
     }
+    if processes().count > 1:
+        settings["processes"] = processes().count
     state = TrainingState(model, optimizer, settings, None if resume is None else Path(resume))
+    processes().wait()
     logs = state.restore()
     run = _Run(model, images, labels, config, optimizer, objective, attack, monitor or attack)
     with evaluating(model), torch.no_grad():
@@ -136,44 +100,18 @@ def train(
         for epoch in range(len(logs), config.epochs):
             started = time.perf_counter()
             loss = run.epoch(epoch, kept, bar)
+            if before_validation is not None:
+                before_validation()
             clean, robust = run.validate(held)
             best = max((log.score for log in logs), default=(0.0, 0.0))
             log = EpochLog(epoch + 1, loss, clean, robust, time.perf_counter() - started, chosen=True)
             logs.append(log if log.score >= best else replace(log, chosen=False))
             state.keep(logs)
-            bar.set_postfix_str(_summary(logs[-1]))
+            bar.set_postfix_str(logs[-1].summary)
             if on_epoch is not None:
                 on_epoch(logs[-1])
     state.load_best()
     return logs
-
-
-def fingerprint(images: Images, labels: Labels) -> str:
-    """Tell data sets apart: a checksum of shape, pixels and labels."""
-    key = hashlib.sha256(str(tuple(images.shape)).encode())
-    for tensor in (images, labels):
-        key.update(tensor.detach().cpu().contiguous().numpy().data)
-    return key.hexdigest()
-
-
-def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Learning rate at a point of training, `progress` running from 0 to 1."""
-    if config.schedule == "steps":
-        return config.learning_rate * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
-    if config.schedule == "cosine":
-        return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-    if config.schedule == "one-cycle":
-        return config.learning_rate * min(progress / 0.3, (1 - progress) / 0.7)
-    return config.learning_rate
-
-
-def bf16_pays(images: Images, device: torch.device) -> bool:
-    """Tell whether bfloat16 is faster: on pictures large enough, with matrix units made for it."""
-    if min(images.shape[-2:]) < 16:
-        return False
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
 @dataclass(frozen=True)
@@ -188,6 +126,7 @@ class _Run:
     objective: Objective
     attack: Attack | None
     monitor: Attack | None
+    together: Processes = field(default_factory=processes)
 
     @property
     def device(self) -> torch.device:
@@ -198,32 +137,46 @@ class _Run:
         precision = self.config.precision
         return precision == "bf16" or (precision == "auto" and bf16_pays(self.images, self.device))
 
+    @cached_property
+    def step(self) -> Callable[..., PerImage]:
+        """The objective as one module, whose gradient the processes share; attacks see the model inside it."""
+        return self.together.wrapped(_Step(self.model, self.objective))
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def progress_bar(self, epochs_done: int, count: int) -> tqdm:
         steps = math.ceil(count / self.config.batch_size)
         total, done = self.config.epochs * steps, epochs_done * steps
-        return tqdm(total=total, initial=done, desc="training", unit="batch", leave=False, disable=None)
+        silent = self.together.silent
+        return tqdm(total=total, initial=done, desc="training", unit="batch", leave=False, disable=silent)
 
     def epoch(self, epoch: int, kept: Tensor, bar: tqdm) -> float:
         """Go once through the training part; return the mean objective.
 
         All randomness follows from (seed, epoch, batch), so that a resumed run repeats what it would have done.
         """
-        seed, total = self.config.seed, 0.0
-        self.reseed(int(seeded(seed, epoch).initial_seed()))
+        seed, total, count = self.config.seed, 0.0, 0
+        self.reseed(int(self.own(seeded(seed, epoch), epoch).initial_seed()))
         rows = torch.split(kept[torch.randperm(len(kept), generator=seeded(seed, epoch))], self.config.batch_size)
         for step, chosen in enumerate(rows):
-            noise = seeded(seed, epoch, step)
-            images, labels = self.batch(chosen, noise)
+            common = seeded(seed, epoch, step)
+            noise = self.own(common, epoch, step)
+            images, labels = self.batch(chosen, common, noise)
             rate = learning_rate(self.config, (epoch + (step + 0.5) / len(rows)) / self.config.epochs)
-            loss = self.update(images, labels, rate, noise)
+            loss = self.update(images, labels, rate, noise, self.together.weight(len(labels), len(chosen)))
             if not math.isfinite(loss):
                 raise ValueError(f"loss must stay finite, got {loss} in epoch {epoch + 1}; lower learning_rate")
-            total += loss * len(chosen)
+            total, count = total + loss * len(labels), count + len(labels)
             bar.update()
-        return total / len(kept)
+        self.together.agree(self.model)
+        return self.together.total(total) / self.together.total(count)
+
+    def own(self, common: Generator, *numbers: int) -> Generator:
+        """Noise of this process; a single one goes on with the common one."""
+        if self.together.count == 1:
+            return common
+        return seeded(self.config.seed, *numbers, self.together.rank, self.together.count)
 
     def reseed(self, seed: int) -> None:
         """Seed the generators that dropout draws from: the processor's and that of the model's GPU, no other."""
@@ -232,10 +185,11 @@ class _Run:
             with torch.cuda.device(self.device):
                 torch.cuda.manual_seed(seed)
 
-    def batch(self, rows: Tensor, noise: Generator) -> tuple[Images, Labels]:
-        """Fetch, augment and attack the images of one update."""
+    def batch(self, rows: Tensor, common: Generator, noise: Generator) -> tuple[Images, Labels]:
+        """Fetch and augment the images of one update, take this process's share and attack it."""
         images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
-        images = augment(images, padding=self.config.padding, flip=self.config.flip, generator=noise)
+        images = augment(images, padding=self.config.padding, flip=self.config.flip, generator=common)
+        images, labels = self.together.share(images), self.together.share(labels)
         if self.bf16:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.attack is not None:
@@ -243,14 +197,15 @@ class _Run:
                 images = self.attack(self.model, images, labels, generator=noise)
         return images, labels
 
-    def update(self, images: Images, labels: Labels, rate: float, noise: Generator) -> float:
+    def update(self, images: Images, labels: Labels, rate: float, noise: Generator, weight: float = 1.0) -> float:
         """Make one step of the optimizer; return the mean objective before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with drawing(self.model, noise), self.autocast():
-            loss = self.objective(self.model, images, labels, generator=noise).float().mean()
+            values = self.step(images, labels, noise)
+            loss = values.to(torch.promote_types(values.dtype, torch.float32)).mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (weight * loss).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.item()
 
@@ -258,20 +213,37 @@ class _Run:
         """Measure clean accuracy and, if there is an attack, robust accuracy on the held-out part."""
         if not len(held):
             return None, None
-        right = {"clean": 0, "robust": 0}
-        for batch, rows in enumerate(torch.split(held, 256)):
-            images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
-            with evaluating(self.model), self.autocast():
-                with torch.no_grad():
-                    logits = self.model(images)
-                    if logits.isnan().any():
-                        raise ValueError("the network returns NaN: its training has diverged; lower learning_rate")
-                    right["clean"] += int((logits.argmax(1) == labels).sum())
-                if self.monitor is not None:
-                    images = self.monitor(self.model, images, labels, generator=seeded(self.config.seed, batch))
-                    with torch.no_grad():
-                        right["robust"] += int((self.model(images).argmax(1) == labels).sum())
-        return right["clean"] / len(held), right["robust"] / len(held) if self.monitor is not None else None
+        batches = list(enumerate(torch.split(held, 256)))
+        right = [found for _, found in self.together.work(batches, self.right)]
+        clean, robust = (sum(counts) / len(held) for counts in zip(*right, strict=True))
+        return clean, robust if self.monitor is not None else None
+
+    def right(self, numbered: tuple[int, Tensor]) -> tuple[int, int]:
+        """Count how many images of a batch are decided rightly, clean and under the monitoring attack."""
+        batch, rows = numbered
+        images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
+        with evaluating(self.model), self.autocast():
+            with torch.no_grad():
+                logits = self.model(images)
+            if logits.isnan().any():
+                raise ValueError("the network returns NaN: its training has diverged; lower learning_rate")
+            clean = int((logits.argmax(1) == labels).sum())
+            if self.monitor is None:
+                return clean, 0
+            images = self.monitor(self.model, images, labels, generator=seeded(self.config.seed, batch))
+            with torch.no_grad():
+                return clean, int((self.model(images).argmax(1) == labels).sum())
+
+
+class _Step(nn.Module):
+    """What an update lowers, as a module: it holds the model."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, images: Images, labels: Labels, noise: Generator) -> PerImage:
+        return self.objective(self.model, images, labels, generator=noise)
 
 
 def hold_out(labels: Labels, validation: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -307,10 +279,3 @@ def _training(model: nn.Module, bf16: bool) -> Iterator[None]:
             model.to(memory_format=torch.contiguous_format)
         for module, training in modes:
             module.training = training
-
-
-def _summary(log: EpochLog) -> str:
-    parts = [f"epoch {log.epoch}", f"loss {log.loss:.3f}"]
-    parts += [f"clean {log.clean_accuracy:.1%}"] if log.clean_accuracy is not None else []
-    parts += [f"robust {log.robust_accuracy:.1%}"] if log.robust_accuracy is not None else []
-    return ", ".join(parts)

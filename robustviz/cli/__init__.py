@@ -5,15 +5,17 @@ Every command is a typed function; cyclopts turns its signature and docstring in
 
 import sys
 
-from robustviz.cli import catalog, measure, study, train
+from robustviz.cli import catalog, diagnose, features, measure, results, study, suite, train
 from robustviz.cli.app import app
+from robustviz.distributed import processes
 
-__all__ = ["app", "catalog", "main", "measure", "study", "train"]
+__all__ = ["app", "catalog", "diagnose", "features", "main", "measure", "results", "study", "suite", "train"]
 
 
 def main() -> None:
     """Run the command line; errors a user can mend are one line, without a traceback."""
     try:
+        processes()  # a GPU for each of several processes, before any of them takes one
         app()
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.exit(f"robustviz: {error}")

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter, validators
 from tqdm.auto import tqdm
 
+from robustviz.distributed import processes
+
 app = App(
     name="robustviz",
     help="See, attack and harden image classifiers. Start with `robustviz demo`.",
@@ -31,6 +33,8 @@ Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**31))]
 
 
 def say(message: str) -> None:
-    """Print above a progress bar, at once."""
+    """Print above a progress bar, at once; of several processes that work together, the first one alone."""
+    if not processes().first:
+        return
     tqdm.write(message)
     sys.stdout.flush()

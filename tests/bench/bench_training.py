@@ -41,7 +41,8 @@ def step(images, labels, precision: str) -> Callable[[], object]:
 
     def run() -> None:
         with _training(model, job.bf16):
-            job.update(*job.batch(rows, seeded(0)), 0.1, seeded(0))
+            noise = seeded(0)
+            job.update(*job.batch(rows, noise, noise), 0.1, noise)
 
     return run
 

@@ -1,0 +1,113 @@
+"""The command `results`: measure trained networks for RESULTS.md, and write it."""
+
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from robustviz import checkpoints as stored
+from robustviz.cli.app import Seed, app, say
+from robustviz.cli.measure import opened
+from robustviz.data import DOWNLOADS, TORCHVISION_SETS
+from robustviz.distributed import processes
+from robustviz.experiments.measuring import Effort, measure_network, plans
+from robustviz.experiments.results import Suite, known_results
+from robustviz.experiments.results_page import read_results, write_page
+from robustviz.recipes import stem, usual_threat
+from robustviz.records import RunRecord, write_whole
+
+SUITES: tuple[Suite, ...] = ("common", "heads", "adaptive", "ensemble")
+
+
+@app.command
+def results(
+    *names: str,
+    data: str = "cifar10",
+    images: int = 500,
+    few: int = 200,
+    suites: tuple[Suite, ...] = SUITES,
+    batch_size: int = 256,
+    steps: int = 20,
+    ensemble_steps: int = 50,
+    targets: int = 4,
+    square_steps: int = 500,
+    cw_steps: int = 50,
+    cw_search: int = 5,
+    seed: Seed = 0,
+    device: str = "auto",
+    root: Path = DOWNLOADS,
+    out: Path = Path("data/results/cifar10"),
+    page: Path = Path("RESULTS.md"),
+    write_only: bool = False,
+) -> None:
+    """Measure trained networks beside the claims of the papers, and write RESULTS.md from the records.
+
+    Every attack is stored when it is finished. The same command measures only what is missing or was measured with
+    other settings, so Ctrl-C is safe.
+
+    Args:
+        names: Networks that `robustviz checkpoints` lists, run folders or .safetensors files; default: all that come
+            with the library and whose names begin like the data set's.
+        data: As in `robustviz train`.
+        images: Test images, drawn evenly from the classes.
+        few: The first of them, for Carlini & Wagner and for adaptive attacks through a purifier, which are slow.
+        suites: common: the attacks of the papers, as published; heads: WNLL one image at a time, and its linear head;
+            adaptive: attacks made for the defense; ensemble: Auto-PGD, its targeted form, FMN, Square.
+        batch_size: Images at a time; WNLL answers jointly by these batches.
+        steps: Of IFGSM and PGD.
+        ensemble_steps: Of Auto-PGD and FMN.
+        targets: Classes that targeted Auto-PGD tries.
+        square_steps: Queries of Square.
+        cw_steps: Of Carlini & Wagner, in each round.
+        cw_search: Rounds of Carlini & Wagner.
+        seed: Of the random starts.
+        device: auto, cpu, cuda, cuda:1, mps ...
+        root: Folder of downloaded data sets; default data/downloads.
+        out: Folder of the records, one for each network.
+        page: Where to write the page.
+        write_only: Measure nothing.
+    """
+    effort = Effort(
+        images=images,
+        few=few,
+        batch_size=batch_size,
+        steps=steps,
+        ensemble_steps=ensemble_steps,
+        targets=targets,
+        square_steps=square_steps,
+        cw_steps=cw_steps,
+        cw_search=cw_search,
+        seed=seed,
+    )
+    if not write_only:
+        begins = f"{stem(data)}-"
+        chosen = names or tuple(name for name in stored.shipped() if name.startswith(begins))
+        if not chosen:
+            raise ValueError(f"no network whose name begins with {begins} comes with the library; name one or more")
+        for name in chosen:
+            _measure(name, data, effort, suites, device, root, out)
+    write_whole(page, write_page(read_results(out)))
+    say(f"wrote {page}")
+
+
+def _measure(
+    name: str, data: str, effort: Effort, suites: tuple[Suite, ...], device: str, root: Path, out: Path
+) -> None:
+    """Measure one network and store its record."""
+    model, test_set, threat = opened(name, data, None, None, effort.images, device, root)
+    file = stored.find(name)
+    record = RunRecord.load(file.with_suffix(".json"))
+    label = file.parent.name if file.stem == "model" else file.stem
+    pictures = data != "digits" and (data not in TORCHVISION_SETS or (root / data / "train").is_dir())
+    radius = usual_threat(stem(data), "l2").epsilon
+    known = known_results(label, record, test_set, pictures, threat, radius, out)
+    say(f"{label}: {len(test_set)} test images of {test_set.name}, {len(known.conditions)} conditions known")
+    with tqdm(unit="image", leave=False, disable=processes().silent) as bar:
+
+        def advance(condition: str, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description(condition)
+
+        todo = plans(model, threat, effort, suites)
+        measure_network(
+            model, known, test_set, todo, effort, store=lambda found: found.save(out), say=say, on_batch=advance
+        )

@@ -1,0 +1,52 @@
+"""The geometry of an attack: maps of features, ways through them, numbers beside them, decisions over a plane."""
+
+from robustviz.geometry.embedding import NEIGHBORS, Embedding, Method, embed
+from robustviz.geometry.planes import DecisionPlane, faithfulness, image_plane, map_regions
+from robustviz.geometry.separation import (
+    Course,
+    Separation,
+    boundary_distance,
+    centroid_shifts,
+    course,
+    decisions_differ,
+    distance_ratio,
+    margins,
+    neighbor_agreement,
+    probability_margins,
+    scatter_ratio,
+    separation,
+    separation_rows,
+    silhouette,
+)
+from robustviz.geometry.trajectories import Trajectory, trace_steps, trace_strengths
+from robustviz.geometry.votes import Ballot, ballot
+
+__all__ = [
+    "NEIGHBORS",
+    "Ballot",
+    "Course",
+    "DecisionPlane",
+    "Embedding",
+    "Method",
+    "Separation",
+    "Trajectory",
+    "ballot",
+    "boundary_distance",
+    "centroid_shifts",
+    "course",
+    "decisions_differ",
+    "distance_ratio",
+    "embed",
+    "faithfulness",
+    "image_plane",
+    "map_regions",
+    "margins",
+    "neighbor_agreement",
+    "probability_margins",
+    "scatter_ratio",
+    "separation",
+    "separation_rows",
+    "silhouette",
+    "trace_steps",
+    "trace_strengths",
+]

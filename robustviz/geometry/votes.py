@@ -1,0 +1,89 @@
+"""Who votes: the template images that decide about one image in a network with a WNLL head."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustviz.data import ImageSet
+from robustviz.defenses.wnll_head import WNLLHead
+from robustviz.models import Classifier
+from robustviz.tensors import check_images, evaluating
+from robustviz.types import Images, Labels
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """How the template votes about one image that is asked alone.
+
+    Attributes:
+        condition: What was done to the image.
+        image: In [0, 1].
+        label: Its true class.
+        shares: Share of every class, u; the largest is the decision.
+        indices: Place of each voter in the image set of the template, heaviest first.
+        voters: Their images.
+        labels: Their classes, which is what they vote for.
+        weights: Their weights; those of all template points sum to 1.
+    """
+
+    condition: str
+    image: Float[Tensor, "c h w"]
+    label: int
+    shares: Float[Tensor, "classes"]
+    indices: Labels
+    voters: Images
+    labels: Labels
+    weights: Float[Tensor, "n"]
+
+    @property
+    def decision(self) -> int:
+        """Class with the largest share."""
+        return int(self.shares.argmax())
+
+
+@torch.no_grad()
+def ballot(
+    model: Classifier,
+    image_set: ImageSet,
+    image: Float[Tensor, "c h w"],
+    label: int,
+    *,
+    condition: str,
+    count: int = 8,
+) -> Ballot:
+    """Ask a network with a WNLL head which template images decide about one image.
+
+    Args:
+        model: With a `WNLLHead`; left as it was.
+        image_set: What the template was drawn from.
+        image: The image, in [0, 1].
+        label: Its true class.
+        condition: What was done to it.
+        count: Name at most so many voters; those without weight are left out.
+
+    Raises:
+        ValueError: If the head is another one, the image set does not fit the template, or count is below 1.
+    """
+    check_images(image[None])
+    head = model.head
+    if not isinstance(head, WNLLHead):
+        raise ValueError(f"head must be a WNLLHead, got {type(head).__name__}; `wnll_classifier` puts one there")
+    if count < 1:
+        raise ValueError(f"count must be >= 1, got {count}")
+    chosen = head.template_indices.cpu()
+    known = int(chosen.max()) < len(image_set)
+    if not known or not torch.equal(image_set.labels.cpu()[chosen], head.template_labels.cpu()):
+        raise ValueError(f"image_set must be what the template was drawn from, but {image_set.name} does not fit it")
+    alone = head.with_settings(joint=False, gradient="exact")
+    with evaluating(model):
+        features = model.features(image[None])
+        shares = alone.probabilities(features)[0]
+        indices, weights = alone.votes(features, count=count)
+    voting = weights[0] > 0
+    indices, weights = indices[0][voting].cpu(), weights[0][voting].cpu()
+    voters = image_set[indices.to(image_set.labels.device)]
+    return Ballot(
+        condition, image.cpu(), label, shares.cpu(), indices, voters.images.cpu(), voters.labels.cpu(), weights
+    )

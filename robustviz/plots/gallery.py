@@ -1,0 +1,121 @@
+"""Rows of pictures: clean, attacked and purified images."""
+
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from robustviz.plots.style import COLORS, show_picture, styled
+from robustviz.tensors import evaluating
+from robustviz.types import Images, Labels
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Clean and attacked images with what one model says about them.
+
+    Attributes:
+        model: Its name.
+        images: Clean.
+        attacked: The same images under attack.
+        labels: True classes.
+        classes: Their names.
+        clean_confidence: Probability of each class for the clean images, each row sums to 1.
+        attacked_confidence: The same for the attacked ones.
+    """
+
+    model: str
+    images: Images
+    attacked: Images
+    labels: Labels
+    classes: tuple[str, ...]
+    clean_confidence: Float[Tensor, "n k"]
+    attacked_confidence: Float[Tensor, "n k"]
+
+    @classmethod
+    def of(
+        cls, name: str, model: nn.Module, images: Images, attacked: Images, labels: Labels, classes: Any
+    ) -> "Gallery":
+        """Ask a model about both versions of the images."""
+        with evaluating(model), torch.no_grad():
+            clean, fooled = (model(batch).softmax(1).cpu() for batch in (images, attacked))
+        return cls(name, images.cpu(), attacked.cpu(), labels.cpu(), tuple(classes), clean, fooled)
+
+
+@styled
+def plot_gallery(galleries: list[Gallery], *, figure: Figure | None = None) -> Figure:
+    """Draw one row of pictures for each image: clean, then attacked and the change for every model.
+
+    Under each picture stand the decision and its probability; a wrong decision is marked with a cross and in orange.
+    The change is drawn around gray (no change), magnified by the same factor everywhere.
+    """
+    first = galleries[0]
+    count, columns = len(first.labels), 1 + 2 * len(galleries)
+    figure = Figure(figsize=(1.45 * columns + 0.3, 1.62 * count + 0.5)) if figure is None else figure
+    axes = figure.subplots(count, columns, squeeze=False)
+    largest = max(float((g.attacked - g.images).abs().max()) for g in galleries) or 1.0
+    for row in range(count):
+        truth = first.classes[int(first.labels[row])]
+        show_picture(axes[row, 0], first.images[row])
+        axes[row, 0].set_xlabel(f"true class {truth}")
+        for i, gallery in enumerate(galleries):
+            attacked, change = axes[row, 1 + 2 * i], axes[row, 2 + 2 * i]
+            show_picture(attacked, gallery.attacked[row])
+            _decision(attacked, gallery.attacked_confidence[row], int(gallery.labels[row]), gallery.classes)
+            show_picture(change, 0.5 + (gallery.attacked[row] - gallery.images[row]) / (2 * largest))
+            was = gallery.clean_confidence[row]
+            change.set_xlabel(f"was {gallery.classes[int(was.argmax())]} ({was.max():.0%})", color="0.35")
+    axes[0, 0].set_title("clean")
+    for i, gallery in enumerate(galleries):
+        axes[0, 1 + 2 * i].set_title("\n".join([*wrap(gallery.model, 14), "attacked"]))
+        axes[0, 2 + 2 * i].set_title(f"change\nx {0.5 / largest:.2g}")
+    return figure
+
+
+def _decision(ax: Axes, confidence: Float[Tensor, "k"], label: int, classes: tuple[str, ...]) -> None:
+    decided = int(confidence.argmax())
+    right = decided == label
+    text = f"{'✓' if right else '✗'} {classes[decided]} ({confidence[decided]:.0%})"
+    ax.set_xlabel(text, color=COLORS[0] if right else COLORS[1], fontweight="normal" if right else "bold")
+
+
+@dataclass(frozen=True)
+class Purified:
+    """A picture before and after total variation minimization.
+
+    Attributes:
+        name: What was done to it before.
+        image: As it came.
+        kept: Pixels that count, one mask for all channels.
+        result: Purified.
+        before: Energy of the picture as it came, its dropped pixels filled in from their neighbors.
+        after: Energy of the result.
+    """
+
+    name: str
+    image: Float[Tensor, "c h w"]
+    kept: Bool[Tensor, "1 h w"]
+    result: Float[Tensor, "c h w"]
+    before: float
+    after: float
+
+
+@styled
+def plot_purified(rows: list[Purified]) -> Figure:
+    """Draw one row for each picture: as it came, the pixels that are kept, and what TVM makes of them."""
+    figure = Figure(figsize=(6.6, 2.2 * len(rows) + 0.3))
+    axes = figure.subplots(len(rows), 3, squeeze=False)
+    for (came, kept, result), row in zip(axes, rows, strict=True):
+        for ax, image in zip((came, kept, result), (row.image, row.image * row.kept, row.result), strict=True):
+            show_picture(ax, image)
+        came.set_ylabel(row.name)
+        kept.set_xlabel(f"E = {row.before:.1f} at the start")
+        result.set_xlabel(f"E = {row.after:.1f}")
+    for ax, title in zip(axes[0], ("as it came", "kept pixels", "purified"), strict=True):
+        ax.set_title(title)
+    return figure

@@ -1,0 +1,67 @@
+"""What every picture shares: the style sheet, the colors, and how an image is shown."""
+
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from torch import Tensor
+
+STYLE = Path(__file__).parents[1] / "robustviz.mplstyle"
+"""Style sheet of every picture; nothing is set globally."""
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, safe for color-blind readers; the first stands for the first model, and so on."""
+
+MARKERS = "os^Dv*"
+
+CLASS_COLORS = (
+    "#332288",
+    "#CC6677",
+    "#117733",
+    "#DDCC77",
+    "#88CCEE",
+    "#882255",
+    "#44AA99",
+    "#E69F00",
+    "#AA4499",
+    "#555555",
+)
+"""Colors of classes: Paul Tol's muted palette, safe for color-blind readers, two changed; names stand beside."""
+
+
+def class_color(label: int, *, dark: bool = False) -> tuple[float, float, float]:
+    """Color of a class, if asked for dark enough for letters and thin lines; after ten classes they come again."""
+    red, green, blue = to_rgb(CLASS_COLORS[label % len(CLASS_COLORS)])
+    shade = 0.68 if dark else 1.0
+    return red * shade, green * shade, blue * shade
+
+
+def styled(draw: Any) -> Any:
+    """Run a drawing function under the style sheet."""
+
+    @wraps(draw)
+    def inside(*args: Any, **keywords: Any) -> Any:
+        with matplotlib.style.context(STYLE):
+            return draw(*args, **keywords)
+
+    return inside
+
+
+def new_axes(width: float = 6.4, height: float = 4.0) -> Axes:
+    """Make a figure that belongs to no global state, and its one Axes."""
+    return Figure(figsize=(width, height)).subplots()
+
+
+def show_picture(ax: Axes, image: Float[Tensor, "c h w"]) -> None:
+    """Show an image, gray or in color, without axes."""
+    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
+    ax.imshow(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, vmin=0, vmax=1, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.xaxis.label.set_fontsize("small")  # so that `was automobile (100%)` stays in its column
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)

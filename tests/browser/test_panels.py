@@ -1,0 +1,83 @@
+"""Every lesson with a panel, opened in JupyterLab, and the explorer in Voila too: run, moved by keyboard, looked at."""
+
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from serving import CHROMIUM, NOTEBOOKS, chromium, main_slider, run_lab, run_voila, served, status, step
+
+pytestmark = [
+    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"there is no Chromium at {CHROMIUM}; set $CHROMIUM"),
+]
+
+
+def panels_in(path):
+    """How many panels a notebook makes."""
+    code = (cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    return len(re.findall(r"_explorer\(", "\n".join(code)))
+
+
+LESSONS = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if panels_in(path)]
+EXPLORER = NOTEBOOKS / "08_explorer.ipynb"
+
+
+@pytest.fixture
+def context():
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with chromium() as context:
+        yield context
+
+
+# One lesson belongs to `make test`; all of them are `make browser`.
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.browser] if i else [], id=path.stem) for i, path in enumerate(LESSONS)],
+)
+def test_panels_in_jupyterlab(path, context, tmp_path):
+    with served("lab", path, tmp_path) as address:
+        page = run_lab(context, address)
+        complaints = page.locator(
+            ".jp-OutputArea-output[data-mime-type$='stderr'], .jp-RenderedText[data-mime-type$='error']"
+        )
+        assert complaints.all_inner_texts() == []
+        use_panels(page, path.stem, panels_in(path))
+    assert context.elsewhere == []
+
+
+@pytest.mark.browser
+def test_the_explorer_in_voila(context, tmp_path):
+    with served("voila", EXPLORER, tmp_path) as address:
+        page = run_voila(context, address)
+        use_panels(page, f"{EXPLORER.stem}-voila", panels_in(EXPLORER))
+        assert page.get_by_text("attack_explorer(networks").count() == 0  # no code is shown
+    # Voila's own page asks for a font of icons; it is refused here, and the panels, which have words, do without it.
+    assert [address for address in context.elsewhere if "/fontawesome-free@" not in address] == []
+
+
+def use_panels(page, name, count):
+    """Move the main slider of every panel by keyboard, see the picture change, and keep what it looks like."""
+    panels = page.locator(".robustviz-panel")
+    assert panels.count() == count
+    for number, panel in enumerate(panels.all(), 1):
+        said, described = status(panel).inner_text(), panel.locator("img").last.get_attribute("title")
+        assert said == described
+        step(panel)
+        status(panel).filter(has_not_text="busy").wait_for()
+        assert status(panel).inner_text() != said
+        if folder := os.environ.get("ROBUSTVIZ_SCREENSHOTS"):
+            panel.screenshot(path=Path(folder) / f"{name}-{number}.png")
+        hurry(panel)
+
+
+def hurry(panel):
+    """Of many quick changes the last one is shown: the line tells where the slider stands."""
+    slider = main_slider(panel)
+    slider.press("Home")
+    for _ in range(30):
+        slider.press("ArrowRight")
+    stands = (
+        slider.locator("xpath=ancestor::*[contains(@class, 'widget-slider')]").locator(".widget-readout").inner_text()
+    )
+    status(panel).filter(has_text=re.compile(rf"epsilon {float(stands):.3g}\b")).wait_for(timeout=30_000)

@@ -1,0 +1,195 @@
+"""The attack explorer without a browser: every control at its ends, and what it shows against the library itself."""
+
+import base64
+import json
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from robustviz.attacks import fgsm, pgd
+from robustviz.data import ImageSet
+from robustviz.types import Threat
+from robustviz.widgets import AttackState, attack_explorer
+from robustviz.widgets.attack_record import ATTACKS, MARGIN, NEAREST
+from robustviz.widgets.networks import usual_images, usual_networks
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return attack_explorer(curve_size=20)
+
+
+@pytest.fixture
+def panel(shared):
+    shared.show(AttackState())
+    return shared
+
+
+def picture_of(size=(30, 20), color=255, form="PNG", mode="L"):
+    stream = BytesIO()
+    Image.new(mode, size, color).save(stream, form)
+    return stream.getvalue()
+
+
+def upload(panel, content):
+    panel.children[2].children[0].value = (
+        {
+            "name": "own",
+            "type": "",
+            "size": len(content),
+            "content": memoryview(content),
+            "last_modified": datetime.now(UTC),
+        },
+    )
+
+
+@pytest.mark.parametrize(("name", "attack"), [("PGD", pgd), ("FGSM", fgsm)])
+def test_it_shows_what_the_library_finds(panel, name, attack):
+    panel.show(AttackState(image=7, attack=name, epsilon=0.1))
+    images = usual_images()[7:8]
+    for attempt, network in zip(panel.record.attempts, usual_networks().values(), strict=True):
+        expected = attack(network, images.images, images.labels, threat=Threat("linf", 0.1))
+        torch.testing.assert_close(attempt.attacked, expected)
+        with torch.no_grad():
+            torch.testing.assert_close(attempt.attacked_confidence, network(expected).softmax(1)[0])
+        assert attempt.distance <= 0.1 + 1e-6
+        assert len(attempt.trace) == (11 if name == "PGD" else 2)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("extreme", [{"epsilon": 0.0, "steps": 1}, {"epsilon": 1.0, "steps": 5, "target": 8}])
+def test_every_attack_at_its_extremes_gives_a_picture_or_a_message(panel, attack, extreme):
+    before, state = panel.children[-1].value, AttackState(attack=attack, **extreme)
+    if attack == "DeepFool" and "target" in extreme:
+        with pytest.raises(ValueError, match="DeepFool takes no target"):
+            panel.show(state)
+        return
+    panel.show(state)
+    assert panel.record.state == state
+    assert panel.children[-1].value != before
+    assert panel.record.nearest == (attack in NEAREST)
+    for attempt in panel.record.attempts:
+        assert 0 <= attempt.attacked.min() <= attempt.attacked.max() <= 1
+        if attack not in NEAREST:
+            assert attempt.distance <= extreme["epsilon"] + 1e-6
+
+
+@pytest.mark.parametrize("control", ["image", "epsilon", "steps"])
+@pytest.mark.parametrize("end", ["min", "max"])
+def test_ends_of_sliders(panel, control, end):
+    panel.controls[control].value = getattr(panel.controls[control], end)
+    assert panel.message.startswith("PGD")
+    assert getattr(panel.record.state, control) == getattr(panel.controls[control], end)
+
+
+def test_a_target_is_reached_and_cannot_be_the_true_class(panel):
+    label = int(usual_images().labels[0])
+    panel.show(AttackState(epsilon=1.0, target=(label + 1) % 10, steps=50))
+    assert all(int(attempt.attacked_confidence.argmax()) == (label + 1) % 10 for attempt in panel.record.attempts)
+    assert f"towards {(label + 1) % 10}" in panel.message
+    panel.controls["target"].value = label
+    assert panel.message.startswith(f"not possible: target must differ from class {label}")
+
+
+def test_presets_are_all_possible(panel):
+    for button in panel.presets.values():
+        button.click()
+        assert not panel.message.startswith("not possible"), button.description
+
+
+def test_it_starts_as_it_is_told():
+    images = usual_images().subset(20)
+    state = AttackState(image=19, attack="APGD", epsilon=0.2, steps=3, target=None)
+    panel = attack_explorer(images=images, state=state)
+    assert (panel.state(), panel.record.state) == (state, state)
+    assert {name: control.value for name, control in panel.controls.items()} | {"own": ""} == asdict(state)
+
+
+def test_a_state_comes_back(panel):
+    panel.controls["attack"].value = "MI-FGSM"
+    panel.controls["epsilon"].value = 0.33
+    upload(panel, picture_of())
+    state = panel.state()
+    said, seen = panel.message, bytes(panel.children[-1].value)
+    panel.show(AttackState())
+    panel.show(AttackState(**json.loads(json.dumps(asdict(state)))))
+    assert (panel.state(), panel.message, bytes(panel.children[-1].value)) == (state, said, seen)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"image": 359}, "image must be"),
+        ({"attack": "FGSN"}, "attack cannot be 'FGSN'"),
+        ({"epsilon": -0.1}, "epsilon must be"),
+        ({"epsilon": float("nan")}, "epsilon must be"),
+        ({"steps": 0}, "steps must be"),
+        ({"target": 10}, "target cannot be 10"),
+        ({"own": "x"}, "own must be the text of a small picture"),
+    ],
+)
+def test_impossible_states_are_refused(panel, wrong, told):
+    with pytest.raises(ValueError, match=told):
+        panel.show(replace(AttackState(), **wrong))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        picture_of((300, 200), (255, 0, 0), "JPEG", "RGB"),
+        picture_of((1, 1), (255, 255, 255, 0), mode="RGBA"),
+        picture_of((16, 16), 1, mode="1"),
+    ],
+    ids=("jpeg", "transparent", "black and white"),
+)
+def test_pictures_of_ones_own(panel, content):
+    upload(panel, content)
+    assert panel.record.image.shape == (1, 1, 8, 8)
+    assert "unlike the training data" in panel.message
+    own = Image.open(BytesIO(base64.b64decode(panel.state().own)))
+    assert np.allclose(panel.record.image[0, 0].numpy() * 255, np.asarray(own))
+    panel.children[2].children[1].click()
+    assert panel.state() == AttackState()
+    assert "unlike" not in panel.message
+
+
+def test_what_is_transparent_is_black(panel):
+    upload(panel, picture_of((9, 9), (255, 255, 255, 0), mode="RGBA"))
+    assert panel.record.image.max() == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", picture_of()[:40]], ids=("empty", "text", "cut"))
+def test_files_that_are_no_pictures(panel, content):
+    upload(panel, content)
+    assert panel.message.startswith("not possible: the file cannot be read as a picture")
+    assert panel.state() == AttackState()
+    upload(panel, picture_of())
+    assert "unlike" in panel.message
+
+
+def test_color_pictures_of_another_size_and_many_classes():
+    images = torch.rand(12, 3, 9, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(12)
+    data = ImageSet(images, labels, tuple(f"kind {i}" for i in range(12)), "photos")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(189, 12))
+    panel = attack_explorer({"linear": network}, data)
+    assert panel.state().epsilon == 8 / 255
+    assert len(panel.picture.rows[0].axes[3].get_yticklabels()) == 10
+    upload(panel, picture_of((50, 50), (10, 200, 30), mode="RGB"))
+    assert panel.record.image.shape == (1, 3, 9, 7)
+    assert "7x9" in panel.message
+
+
+def test_the_line_says_what_is_followed(panel):
+    for attack, followed in {"PGD": "cross-entropy raised", "Square": f"{MARGIN} raised"}.items():
+        panel.show(AttackState(attack=attack))
+        assert panel.picture.path.ax.get_title(loc="left") == followed
+    panel.show(AttackState(target=8))
+    assert panel.picture.path.ax.get_title(loc="left") == "cross-entropy lowered"

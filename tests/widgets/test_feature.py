@@ -1,0 +1,115 @@
+"""The feature explorer without a browser; the pointer's events are made by hand."""
+
+import pytest
+import torch
+from matplotlib.backend_bases import MouseEvent
+
+from robustviz.geometry import distance_ratio, embed, margins
+from robustviz.widgets import FeatureState, feature_explorer
+from robustviz.widgets.networks import usual_images, usual_networks
+
+SIZE = 30
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return feature_explorer(size=SIZE, training_size=200)
+
+
+@pytest.fixture
+def panel(shared):
+    shared.show(FeatureState())
+    shared.figure.canvas.draw()
+    return shared
+
+
+def on_screen(panel, image):
+    place = panel.picture.artists["attacked"].get_offsets()[image]
+    return panel.picture.map.transData.transform(place)
+
+
+def mouse(panel, name, place):
+    canvas = panel.figure.canvas
+    canvas.callbacks.process(name, MouseEvent(name, canvas, *place, button=1))
+
+
+def test_it_shows_what_the_library_computes(panel):
+    panel.show(FeatureState(epsilon=0.09, image=7))
+    record, measured = panel.record, panel.compute.__self__
+    trajectory = measured.trajectory
+    stage = trajectory.stages.index(0.09)
+    expected = embed(measured.reference, [trajectory], method="pca")
+    torch.testing.assert_close(record.attacked, expected.positions["PGD-10"][stage])
+    torch.testing.assert_close(record.clean, expected.positions["PGD-10"][0])
+    network, images = usual_networks()["standard"], usual_images().subset(SIZE)
+    said = network(record.pair).argmax(1)
+    assert said[1] == record.predictions[7]
+    assert torch.equal(record.pair[0], images.images[7])
+    far = distance_ratio(measured.reference, trajectory.snapshot(stage))[7]
+    margin = margins(network, record.pair[1:], images.labels[7:8])[0]
+    assert f"{far:.2g} times as far" in panel.message
+    assert f"its margin is {margin:.2f}" in panel.message
+
+
+def test_the_neighbors_are_the_nearest_training_images(panel):
+    measured = panel.compute.__self__
+    stage = measured.strengths.index(0.15)
+    distance = (measured.reference.values - measured.trajectory.values[stage, 0]).double().norm(dim=1)
+    assert panel.record.neighbors.tolist() == distance.argsort()[:5].tolist()
+
+
+def test_crosses_move_and_dots_stay(panel):
+    dots, crosses = (panel.picture.artists[name].get_offsets().copy() for name in ("clean", "attacked"))
+    panel.controls["epsilon"].value = panel.controls["epsilon"].options[-1][1]
+    assert (panel.picture.artists["clean"].get_offsets() == dots).all()
+    assert (panel.picture.artists["attacked"].get_offsets() != crosses).any()
+    panel.presets["no attack"].click()
+    assert panel.picture.artists["attacked"].get_offsets() == pytest.approx(dots)
+
+
+def test_a_click_chooses_the_image_under_the_pointer(panel):
+    target = panel.picture.nearest(*on_screen(panel, 11))
+    mouse(panel, "button_release_event", on_screen(panel, 11))
+    assert panel.state().image == target
+    assert panel.controls["image"].value == target
+
+
+def test_hovering_shows_a_thumbnail_and_leaving_takes_it_away(panel):
+    assert panel.pointer.thumbnail is None
+    mouse(panel, "motion_notify_event", on_screen(panel, 3))
+    assert panel.pointer.thumbnail in panel.picture.map.get_children()
+    mouse(panel, "motion_notify_event", (1, 1))
+    assert panel.pointer.thumbnail is None
+
+
+def test_a_lasso_selects_what_is_inside(panel):
+    low, high = panel.picture.map.get_xlim(), panel.picture.map.get_ylim()
+    whole = [(low[0], high[0]), (low[0], high[1]), (low[1], high[1]), (low[1], high[0])]
+    panel.pointer.lassoed(whole)
+    assert panel.selection == tuple(range(SIZE))
+    assert f"{SIZE} images selected" in panel.message
+    panel.pointer.lassoed(whole[:1])  # a click is no lasso
+    assert len(panel.selection) == SIZE
+
+
+def test_every_end_of_every_control(panel):
+    strengths = [value for _, value in panel.controls["epsilon"].options]
+    for name, values in {"epsilon": (strengths[0], strengths[-1]), "image": (0, SIZE - 1)}.items():
+        for value in values:
+            panel.controls[name].value = value
+            assert "not possible" not in panel.message, (name, value)
+            assert panel.record.state == panel.state()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (FeatureState(image=SIZE), "image must be"),
+        (FeatureState(epsilon=0.1234), "epsilon cannot be"),
+        (FeatureState(method="t-SNE"), "method cannot be"),
+    ],
+)
+def test_a_state_that_does_not_exist(panel, wrong, words):
+    with pytest.raises(ValueError, match=words):
+        panel.show(wrong)
+    assert panel.state() == FeatureState()
