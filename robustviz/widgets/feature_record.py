@@ -92,7 +92,7 @@ class FeatureMeasurements:
         progress: Progress = lambda done, total: None,
     ):
         self.training, self.images, self.strengths = training, images, strengths
-        clean = {"layer": LAYER, "condition": "training"}
+        clean: dict[str, Any] = {"layer": LAYER, "condition": "training"}
         self.reference: FeatureSnapshot = snapshot(network, training.images, training.labels, **clean)
         settings: dict[str, Any] = {"layer": LAYER, "condition": "PGD-10", "on_stage": progress}
         self.trajectory: Trajectory = trace_strengths(
