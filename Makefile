@@ -11,8 +11,8 @@ help:  ## show this help
 demo: $(VENV)/core  ## train, attack and harden a classifier on handwritten digits; writes runs/demo/index.html
 	$(BIN)/robustviz demo --out runs/demo --force
 
-test: $(VENV)/dev  ## run the test suite
-	$(BIN)/python -m pytest -q
+test: $(VENV)/dev  ## run the test suite, with one lesson opened in Chromium if there is one
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m 'not browser'
 
 lab: $(VENV)/dev  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -36,7 +36,7 @@ bench: $(VENV)/dev  ## measure speed as ratios to the floor and to other librari
 	$(BIN)/python -m tests.bench
 
 browser: $(VENV)/dev  ## open what the kit writes in a real Chromium (Debian: apt-get install chromium)
-	$(BIN)/python -m pytest -q -m browser tests/browser
+	$(BIN)/python -m pytest -q tests/browser
 
 clean:  ## remove .venv, runs and caches (data/downloads stays)
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -39,7 +39,8 @@ def evaluate(
     """Measure a model on clean images and under each attack.
 
     The noise of a batch depends on the seed, the repeat and the number of the batch alone, so the table does not
-    depend on which conditions are asked for or who computes them.
+    depend on which conditions are asked for or who computes them; with `survivors_only` a condition depends on those
+    before it.
 
     Args:
         model: Evaluated in evaluation mode and left as it was.
@@ -211,7 +212,13 @@ def sweep(
         epsilons: Radii in pixel units; 0 stands for the clean images.
         norm: Norm of the radii.
         **settings: Passed to `evaluate`.
+
+    Raises:
+        ValueError: As in `evaluate`, or if two radii agree in six digits.
     """
-    attacks = {f"epsilon {e:.6g}": partial(attack, threat=Threat(norm, e)) for e in sorted(set(epsilons) - {0})}
+    radii = sorted(set(epsilons) - {0})
+    attacks = {f"epsilon {radius:.6g}": partial(attack, threat=Threat(norm, radius)) for radius in radii}
+    if len(attacks) < len(radii):
+        raise ValueError(f"epsilons must differ in their first six digits, got {radii}")
     measured = evaluate(model, images, labels, attacks, **settings)
-    return Sweep((0.0, *sorted(set(epsilons) - {0})), measured.conditions, measured)
+    return Sweep((0.0, *radii), measured.conditions, measured)

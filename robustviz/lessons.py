@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 import robustviz
 from robustviz import checkpoints
 from robustviz.comparison import RESULTS, Comparison
 from robustviz.data import DOWNLOADS, ImageSet, Part, load
-from robustviz.defenses import WNLLHead
 from robustviz.models import Classifier
 from robustviz.recipes import stem, usual_device
-from robustviz.training import hold_out
 
 CHECKOUT = Path(robustviz.__file__).parents[1]
 """Where data and recorded results lie beside the package, in a checkout of the repository."""
@@ -63,15 +63,7 @@ def template_source(data: str, ending: str) -> ImageSet:
     Raises:
         ValueError: If the network has no template, or was trained on other images than those of this set.
     """
-    network, record = checkpoints.load(f"{stem(data)}-{ending}")
-    training_set, head = load_images(data, "train"), network.head
-    kept, _ = hold_out(training_set.labels.cpu(), record.settings["validation"])
-    source = training_set[kept.to(training_set.labels.device)]
-    if not isinstance(head, WNLLHead) or head.template_indices.max() >= len(source):
-        raise ValueError(f"{stem(data)}-{ending} must have a template drawn from the training images of {data}")
-    if not source.labels.cpu()[head.template_indices].equal(head.template_labels):
-        raise ValueError(f"{stem(data)}-{ending} was trained on other images than those of {data} that are here")
-    return source
+    return checkpoints.template_source(f"{stem(data)}-{ending}", load_images(data, "train"))
 
 
 def recorded(name: str) -> Comparison:
@@ -176,13 +168,14 @@ class Described:
         return self.png, {"alt": self.text}
 
 
-def described(figure: Any, text: str) -> Described:
+def described(figure: Any, text: str, *, small: bool = False) -> Described:
     """Render a matplotlib figure, or that of Axes, and give it a description.
 
     Args:
         figure: Figure or Axes.
         text: What a reader who cannot see it should know, in a sentence or two; no number that another computer
             could round differently.
+        small: Keep 256 colors. A map with pale regions then takes a third of the room, and looks the same.
 
     Raises:
         ValueError: If the text is shorter than a sentence.
@@ -191,4 +184,8 @@ def described(figure: Any, text: str) -> Described:
         raise ValueError(f"text must be a sentence that says what the figure shows, got {text!r}")
     buffer = io.BytesIO()
     getattr(figure, "figure", figure).savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    if small:
+        picture = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        buffer = io.BytesIO()
+        picture.save(buffer, format="png", optimize=True)
     return Described(buffer.getvalue(), text)

@@ -36,7 +36,7 @@ def dlr(model: nn.Module, images: Images, labels: Labels, /, *, generator: Gener
 
     With fewer than three classes there is no third logit, and the plain margin is returned.
 
-    Source: Croce & Hein, "Reliable evaluation of adversarial robustness", arXiv 2003.01690, section 4.1.
+    Source: Croce & Hein, "Reliable evaluation of adversarial robustness", arXiv 2003.01690.
     """
     logits = model(images)
     if logits.shape[1] < 3:

@@ -150,8 +150,8 @@ def standard_ensemble(threat: Threat, classes: int, *, steps: int = 100, queries
     Auto-PGD on cross-entropy, Auto-PGD towards other classes on DLR, fast minimum norm, and Square, which sees no
     gradient.
 
-    Source: Croce & Hein, "Reliable evaluation of adversarial robustness", arXiv 2003.01690, section 6; their FAB is
-    replaced with FMN (Pintor et al., arXiv 2102.12827).
+    Source: Croce & Hein, "Reliable evaluation of adversarial robustness", arXiv 2003.01690; their FAB is replaced
+    with FMN (Pintor et al., arXiv 2102.12827).
     """
     return suite_attacks(STANDARD, threat, classes, steps=steps, queries=queries)
 

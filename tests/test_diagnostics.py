@@ -2,7 +2,9 @@
 
 import copy
 import json
+import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from robustviz.diagnostics.attack_checks import (
     undefended_breaks,
 )
 from robustviz.diagnostics.findings import graded
+from robustviz.diagnostics.gradients import gpus, gradient
 from robustviz.diagnostics.model_checks import (
     clean_accuracy,
     gradient_correct,
@@ -34,6 +37,7 @@ from robustviz.diagnostics.model_checks import (
     logit_scale,
     repeatable,
 )
+from robustviz.objectives import cross_entropy, margin
 from robustviz.tensors import seeded
 from robustviz.types import Threat
 
@@ -56,8 +60,8 @@ def networks():
 def evidence_of(test_set):
     """Measure one network with few queries."""
 
-    def measure(model, *, images=60, threat=THREAT, **settings):
-        settings = {"queries": 50, **settings}
+    def measure(model, *, images=40, threat=THREAT, **settings):
+        settings = {"queries": 50, "steps": 10, **settings}
         return Evidence(model.eval(), test_set.images[:images], test_set.labels[:images], threat, **settings)
 
     return measure
@@ -85,7 +89,8 @@ def found(networks, test_set):
         test_set.labels,
         threat=THREAT,
         undefended=networks["standard"],
-        queries=50,
+        steps=10,
+        queries=30,
         on_check=lambda *report: reported.append(report),
     )
     return diagnosis, reported
@@ -110,10 +115,10 @@ def test_a_plainly_hardened_network_passes_every_check(found):
 def test_the_accuracies_are_those_of_the_attacks(found, networks, test_set):
     diagnosis, _ = found
     model = networks["pgd"]
-    alone = pgd(model, test_set.images, test_set.labels, threat=THREAT, steps=40, generator=seeded(0, 5))
+    alone = pgd(model, test_set.images, test_set.labels, threat=THREAT, steps=20, generator=seeded(0, 5))
     with torch.no_grad():
         share = (model(alone).argmax(1) == test_set.labels).double().mean().item()
-    assert diagnosis.accuracy["PGD-40, start 1"] == share
+    assert diagnosis.accuracy["PGD-20, start 1"] == share
     assert diagnosis.robust_accuracy <= min(diagnosis.accuracy.values())
 
 
@@ -124,7 +129,7 @@ def test_a_linear_network_of_two_classes_passes_too(test_set):
             return torch.stack([scores, -scores], 1)
 
     labels = Halves()(test_set.images).argmax(1)
-    diagnosis = diagnose(Halves(), test_set.images, labels, threat=Threat("linf", 0.02), queries=20)
+    diagnosis = diagnose(Halves(), test_set.images, labels, threat=Threat("linf", 0.02), steps=5, queries=20)
     assert diagnosis.verdict == "real"
     assert len(diagnosis.having("pass")) == 13
     assert diagnosis["one more restart"].number == 0  # every start ends in the same corner of the ball
@@ -134,7 +139,7 @@ def test_a_linear_network_of_two_classes_passes_too(test_set):
 
 
 def test_logits_times_300(networks, evidence_of):
-    loud = evidence_of(Around(networks["pgd"], after=lambda logits: 300 * logits), steps=10)
+    loud = evidence_of(Around(networks["pgd"], after=lambda logits: 300 * logits))
     assert logit_scale(loud).verdict == "fail"
     dead = gradient_present(loud)
     assert dead.verdict == "fail"
@@ -147,7 +152,7 @@ def test_logits_times_300(networks, evidence_of):
 
 
 def test_a_quantized_input(networks, evidence_of):
-    steps = evidence_of(Around(networks["pgd"], before=lambda images: (images * 8).round() / 8), images=50, steps=10)
+    steps = evidence_of(Around(networks["pgd"], before=lambda images: (images * 8).round() / 8), steps=5)
     assert gradient_present(steps).number == 1
     assert gradient_correct(steps).verdict == "fail"
     assert gradient_correct(steps).number == 1
@@ -156,7 +161,7 @@ def test_a_quantized_input(networks, evidence_of):
 
 
 def test_a_gradient_that_is_cut_off(networks, evidence_of):
-    cut = evidence_of(Around(networks["pgd"], before=lambda images: images.detach()), images=50)
+    cut = evidence_of(Around(networks["pgd"], before=lambda images: images.detach()), steps=3)
     assert gradient_present(cut).number == 1
     assert gradient_correct(cut).verdict == "fail"
     assert larger_epsilon(cut).verdict == "fail"
@@ -164,7 +169,7 @@ def test_a_gradient_that_is_cut_off(networks, evidence_of):
 
 def test_a_random_layer(networks, evidence_of):
     noisy = evidence_of(
-        Around(networks["pgd"], before=lambda images: images + 0.2 * torch.randn_like(images)), images=50
+        Around(networks["pgd"], before=lambda images: images + 0.2 * torch.randn_like(images)), images=20, steps=3
     )
     finding = repeatable(noisy)
     assert finding.verdict in ("doubtful", "fail")
@@ -174,7 +179,7 @@ def test_a_random_layer(networks, evidence_of):
 
 def test_tvm(networks, evidence_of):
     hasty = TVM(**networks["tvm"].purify.settings | {"steps": 10})
-    finding = repeatable(evidence_of(networks["tvm"].replace(purify=hasty), images=50, steps=5))
+    finding = repeatable(evidence_of(networks["tvm"].replace(purify=hasty), images=30, steps=3))
     assert finding.verdict == "fail"
     assert "eot" in finding.remedy
 
@@ -226,7 +231,7 @@ def test_wnll_under_the_surrogate_gradient(networks, evidence_of):
 def test_hard_cas(networks, evidence_of):
     soft = partial(pgd, threat=THREAT, steps=10, step_size=0.02, objective=joint())
     answered = {"soft mask, joint": partial(against, view=soft_mask(1.0), attack=soft)}
-    hard = evidence_of(networks["pgd-cas"], images=60, queries=200, attacks=answered)
+    hard = evidence_of(networks["pgd-cas"], images=40, steps=20, queries=150, attacks=answered)
     assert black_box(hard).verdict == "fail"
     finding = other_losses(hard)
     assert finding.verdict == "fail"
@@ -238,7 +243,7 @@ def test_hard_cas(networks, evidence_of):
 
 def test_an_attack_that_leaves_the_ball(networks, evidence_of):
     far = {"far": lambda model, images, labels, *, generator: (images + 0.3).clamp(0, 1)}
-    stray = evidence_of(networks["pgd"], attacks=far)
+    stray = evidence_of(networks["pgd"], attacks=far, images=20, steps=2)
     finding = threat_model(stray)
     assert finding.verdict == "fail"
     assert "far" in finding.reason
@@ -263,13 +268,23 @@ def test_without_an_undefended_network_two_checks_are_not_run(networks, evidence
 
 def test_a_masked_gradient_loses_to_transfer_and_a_hard_undefended_network_is_noticed(networks, evidence_of):
     masked = Around(networks["standard"], before=lambda images: (images * 16).round() / 16)
-    assert transferred(evidence_of(masked, undefended=networks["standard"], images=50, steps=10)).verdict == "fail"
-    finding = undefended_breaks(evidence_of(networks["standard"], undefended=networks["pgd"], images=50))
+    assert transferred(evidence_of(masked, undefended=networks["standard"], steps=5)).verdict == "fail"
+    finding = undefended_breaks(evidence_of(networks["standard"], undefended=networks["pgd"]))
     assert finding.verdict == "fail"
 
 
+def test_images_that_transfer_are_driven_on_after_they_fool_the_undefended_network(networks, evidence_of):
+    plain = networks["standard"]
+    moved = evidence_of(networks["pgd"], undefended=plain)
+    settings = {"threat": THREAT, "steps": 10, "generator": seeded(0, 5)}
+    stopped = pgd(plain, moved.images, moved.labels, early_exit=True, **settings)
+    with torch.no_grad():
+        driven, barely = (cross_entropy(plain, images, moved.labels).mean() for images in (moved.elsewhere, stopped))
+    assert driven > 2 * barely
+
+
 def test_a_part_that_can_be_taken_out_is_named(networks, evidence_of):
-    finding = undefended_breaks(evidence_of(networks["pgd-wnll"], undefended=networks["standard"], images=50))
+    finding = undefended_breaks(evidence_of(networks["pgd-wnll"], undefended=networks["standard"], images=20, steps=2))
     assert "linear head" in finding.reason
 
 
@@ -304,6 +319,13 @@ def test_a_decision_that_flips_is_lost_on_the_path(test_set):
     finding = along_the_path(striped(test_set.images, gradient=True))
     assert finding.verdict == "fail"
     assert finding.number > 0.2
+
+
+def test_every_radius_is_attacked_alike(test_set):
+    wider = striped(test_set.images, gradient=True).wider
+    attacked = [share for radius, share in wider.items() if radius > 0]
+    assert len(attacked) == 4
+    assert min(attacked) > 0.2  # where the decision flips at every step, chance decides at the last one
 
 
 def test_nan_and_guessing_are_noticed(networks, test_set):
@@ -404,6 +426,20 @@ def test_the_command_writes_the_report(tmp_path, capsys, monkeypatch):
         cli.app(words)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"), [({"classes": ["cat", "dog"]}, "'cat', 'dog'"), ({"image_shape": [3, 32, 32]}, "3, 32, 32")]
+)
+def test_an_undefended_network_of_another_data_set_is_refused_before_any_check(tmp_path, monkeypatch, change, said):
+    monkeypatch.setattr("robustviz.cli.diagnose.diagnose", lambda *_, **__: pytest.fail("a check was run"))
+    source = checkpoints.find("digits-standard")
+    shutil.copy(source, other := tmp_path / "other.safetensors")
+    record = json.loads(source.with_suffix(".json").read_text())
+    record["settings"] |= change
+    other.with_suffix(".json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"--undefended.*{said}"):
+        cli.app(["diagnose", "digits-pgd", "--undefended", str(other)])
+
+
 # How it is called.
 
 
@@ -417,7 +453,7 @@ def test_a_diagnosis_leaves_no_trace_and_repeats(networks, test_set):
     model.training = False
     before = copy.deepcopy(model.state_dict())
     state, modes = torch.random.get_rng_state(), [module.training for module in model.modules()]
-    images, labels = test_set.images[:20], test_set.labels[:20]
+    images, labels = test_set.images[:10], test_set.labels[:10]
     one, two = (diagnose(model, images, labels, threat=THREAT, steps=1, queries=3) for _ in range(2))
     assert one == two
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -436,8 +472,34 @@ def test_bad_input_is_refused(networks, test_set):
         diagnose(networks["pgd"], images, labels, steps=0)
     with pytest.raises(ValueError, match="below the number of classes"):
         diagnose(networks["pgd"], images, labels + 10)
+    for name in ("clean", "FGSM", "PGD-20, start 1", "PGD on margin"):
+        with pytest.raises(ValueError, match=f"attacks must not .*{name}"):
+            diagnose(networks["pgd"], images, labels, attacks={name: pgd})
     with pytest.raises(ValueError, match="logits of shape"):
         diagnose(nn.Flatten(0), images, labels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_layer_that_draws_on_the_gpu_repeats_and_leaves_its_random_state(networks, test_set):
+    model = Around(networks["pgd"], before=lambda images: images + 0.1 * torch.randn_like(images))
+    model = copy.deepcopy(model).cuda().eval()
+    images, labels = test_set.images[:10].cuda(), test_set.labels[:10].cuda()
+    state = torch.cuda.get_rng_state()
+    one, two = (gradient(margin, model, images, labels, seed=1) for _ in range(2))
+    assert torch.equal(one, two)
+    diagnose(model, images, labels, threat=THREAT, steps=1, queries=3)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_gpus_of_parameters_buffers_and_images_are_found():
+    def held(device=None):
+        return SimpleNamespace(is_cuda=device is not None, device=SimpleNamespace(index=device))
+
+    def network(parameter, buffer):
+        return SimpleNamespace(parameters=lambda: [held(parameter)], buffers=lambda: [held(buffer)])
+
+    assert gpus(held(3), network(1, 0), network(1, None)) == [0, 1, 3]
 
 
 def test_the_passes_are_counted(networks, test_set):

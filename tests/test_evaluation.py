@@ -510,6 +510,12 @@ def test_sweep(digits, digits_net):
     assert l2.table.settings["attacks"][l2.conditions[1]]["threat"] == {"type": "Threat", "norm": "l2", "epsilon": 0.3}
 
 
+def test_sweep_refuses_radii_that_have_one_name(digits, digits_net):
+    images, labels = (part[:4] for part in digits)
+    with pytest.raises(ValueError, match="epsilons must differ in their first six digits"):
+        sweep(digits_net, images, labels, fgsm, [0.1, 0.10000001])
+
+
 def test_sweep_refuses_a_negative_radius(digits, digits_net):
     images, labels = (part[:10] for part in digits)
     with pytest.raises(ValueError, match="epsilon must be finite and >= 0"):

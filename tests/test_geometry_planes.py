@@ -1,5 +1,7 @@
 """Decisions over a plane where the border is known, and the votes behind a WNLL decision."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from robustviz.models import Classifier
 from robustviz.tensors import seeded
 
 IMAGES = torch.tensor([[0.2, 0.2, 0.2], [0.6, 0.2, 0.2], [0.2, 0.8, 0.2]]).view(3, 1, 1, 3)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 NAMES = ("clean", "first", "second")
 
 
@@ -36,6 +39,22 @@ def test_the_plane_through_images_has_the_known_border_and_confidence():
     assert plane.horizontal[0] < 0 < 0.4 < plane.horizontal[-1]
     assert plane.vertical[0] < 0 < 0.6 < plane.vertical[-1]
     assert plane.names == NAMES
+
+
+@needs_gpu
+def test_planes_of_a_gpu_are_those_of_the_processor():
+    model = nn.Sequential(nn.Flatten(), linear([[0.0, 0, 0], [10.0, 0, 0]], [4.0, 0.0]))
+    embedding, clean = embed(flat_features(80, 0, "training"), method="pca"), flat_features(50, 1, "clean")
+    head = linear([[0.0, 0, 0, 0], [2.0, 0, 0, 0]], [1.0, 0.0])
+    slices, regions, shares = [], [], []
+    for device in ("cpu", "cuda"):
+        slices.append(image_plane(model.to(device), IMAGES.to(device), NAMES, resolution=33))
+        regions.append(map_regions(head.to(device), embedding, resolution=25))
+        shares.append(faithfulness(head, embedding, replace(clean, values=clean.values.to(device))))
+    for expected, found in (slices, regions):
+        for name in ("horizontal", "vertical", "decisions", "confidence", "points"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert shares[0] == shares[1]
 
 
 def test_a_plane_needs_three_images_that_span_it():

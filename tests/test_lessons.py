@@ -134,6 +134,17 @@ def test_a_figure_has_its_description_wherever_it_is_shown():
     assert described(axes, text) == described(figure, text)
 
 
+def test_a_small_picture_looks_the_same():
+    figure = Figure(figsize=(2, 2))
+    gradient = torch.linspace(0, 1, 64).repeat(64, 1)
+    figure.subplots().imshow(gradient.numpy(), cmap="viridis", interpolation="bilinear")
+    text = "A square that turns from violet on the left to yellow on the right."
+    large, small = (described(figure, text, small=small) for small in (False, True))
+    assert len(small.png) < len(large.png)
+    one, other = (torch.tensor(list(Image.open(io.BytesIO(d.png)).convert("RGB").tobytes())) for d in (large, small))
+    assert (one - other).abs().float().mean() < 4
+
+
 def test_a_description_is_a_sentence():
     with pytest.raises(ValueError, match="text must be a sentence"):
         described(Figure(), "a plot")

@@ -52,5 +52,8 @@ def test_figures_are_those_of_the_record():
     for network in ("AT + CAS", "AT"):
         for condition in (PUBLISHED, WORST):
             assert spread(cas.values(network, 0.15, condition)) in README
+    tvm = Comparison.load(ROOT / "data" / "results" / "tvm.json")
+    for condition in (PUBLISHED, WORST):
+        assert spread(tvm.values("both", 0.15, condition)) in README
     assert record.settings["images"] == 200
     assert len(record.settings["seeds"]) == 3

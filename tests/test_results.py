@@ -27,10 +27,10 @@ TINY = Effort(
 )
 
 
-def opened(name, folder):
+def opened(name, folder, **force):
     model, record = checkpoints.load(name)
     test_set = digits("test").subset(TINY.images)
-    return model, test_set, known_results(name, record, test_set, False, THREAT, 1.0, folder)
+    return model, test_set, known_results(name, record, test_set, False, THREAT, 1.0, folder, **force)
 
 
 def measured(name, folder, suites=("common",), effort=TINY):
@@ -86,10 +86,12 @@ def test_nothing_is_measured_twice(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["weights", "images"])
-def test_other_weights_or_images_start_anew(tmp_path, field):
+def test_records_of_other_weights_or_images_are_left_alone(tmp_path, field):
     results, _ = measured("digits-standard", tmp_path)
     replace(results, identity=results.identity | {field: "another"}).save(tmp_path)
-    assert opened("digits-standard", tmp_path)[2].conditions == {}
+    with pytest.raises(FileExistsError, match="is about other weights, images or limits"):
+        opened("digits-standard", tmp_path)
+    assert opened("digits-standard", tmp_path, force=True)[2].conditions == {}
 
 
 def test_a_foreign_file_is_refused(tmp_path):

@@ -20,5 +20,5 @@ def main() -> None:
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.exit(f"robustviz: {error}")
     except KeyboardInterrupt:
-        print("\nrobustviz: interrupted; a training run goes on with the same command and --resume", file=sys.stderr)
+        print("\nrobustviz: interrupted; a command that has --resume goes on with it", file=sys.stderr)
         sys.exit(130)

@@ -28,6 +28,7 @@ def _number(type_: Any, tokens: Sequence[Any]) -> float:
         raise ValueError(f"must be a number or a fraction such as 8/255, got {text!r}") from error
 
 
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Radius = Annotated[float | None, Parameter(converter=_number)]
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**31))]
 

@@ -10,9 +10,10 @@ from cyclopts import Parameter, validators
 from robustviz import checkpoints as stored
 from robustviz.cli.app import Radius, Seed, app, say
 from robustviz.cli.measure import opened
-from robustviz.data import DOWNLOADS
+from robustviz.data import DOWNLOADS, ImageSet
 from robustviz.diagnostics import diagnose
 from robustviz.experiments import attacks_on_defenses
+from robustviz.models import Classifier
 from robustviz.records import write_whole
 from robustviz.tensors import seeded
 from robustviz.types import Norm
@@ -64,7 +65,7 @@ def diagnose_command(
     if out is not None and not force and (existing := [out / name for name in names if (out / name).exists()]):
         raise FileExistsError(f"--out holds {existing[0]}; choose another folder or add --force")
     model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, device, root)
-    plain = None if undefended is None else stored.load(undefended)[0].to(test_set.images.device)
+    plain = None if undefended is None else _comparable(undefended, test_set).to(test_set.images.device)
     say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")
     found = diagnose(
         model,
@@ -84,3 +85,19 @@ def diagnose_command(
         command = shlex.join(["robustviz", *sys.argv[1:]])
         found.to_html(out / "index.html", title=f"Is the robustness of {checkpoint} real?", command=command)
         say(f"open {out / 'index.html'}")
+
+
+def _comparable(name: str, test_set: ImageSet) -> Classifier:
+    """Load the network to compare with, made for the classes and the shape of these images.
+
+    Raises:
+        ValueError: If its record says that it was made for others.
+    """
+    model, record = stored.load(name)
+    shape = list(test_set.images.shape[1:])
+    made_for = record.settings.get("image_shape", [record.settings["architecture"]["channels"], *shape[1:]])
+    if made_for != shape:
+        raise ValueError(f"--undefended {name} was made for images of shape {made_for}, but these have shape {shape}")
+    if (classes := tuple(record.settings.get("classes", ()))) != test_set.classes:
+        raise ValueError(f"--undefended {name} was trained on the classes {classes}, but these are {test_set.classes}")
+    return model

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 from cyclopts import Parameter, validators
 
 from robustviz import checkpoints as stored
-from robustviz.cli.app import Radius, Seed, app, say
-from robustviz.cli.measure import opened
+from robustviz.cli.app import Count, Radius, Seed, app, say
+from robustviz.cli.measure import data_name, opened
 from robustviz.data import DOWNLOADS, load
+from robustviz.defenses import WNLLHead
 from robustviz.experiments.geometry import Pair, study_pair
 from robustviz.geometry import Embedding, Separation, separation_rows
+from robustviz.models import Classifier
 from robustviz.records import RunRecord, describe, table, write_whole
 from robustviz.types import Norm
-
-Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 
 @app.command
@@ -72,9 +72,12 @@ def features(
             f"--out {out} is there and not empty; choose another folder, or add --force to write into it"
         )
     model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, "cpu", root)
-    pool = load(data or str(stored.load(checkpoint)[1].settings["data"]), "train", root=root)
+    data = data_name(stored.load(checkpoint)[1], data)
+    other = None if beside is None else _beside(beside, checkpoint, data, root)
+    pool = load(data, "train", root=root)
     training_set = pool.subset(min(training_images, len(pool)))
-    other = None if beside is None else opened(beside, data, norm, epsilon, images, "cpu", root)[0]
+    if isinstance(model.head, WNLLHead):
+        pool = stored.template_source(checkpoint, pool)
     epsilons = [2 * threat.epsilon * i / (strengths - 1) for i in range(strengths)]
     settings: dict[str, Any] = {"layer": layer, "steps": steps, "seed": seed}
     pair = study_pair(model, training_set, test_set, threat, epsilons, pool=pool, beside=other, say=say, **settings)
@@ -87,8 +90,17 @@ def features(
     say(f"\n{grid}\n\nopen {page}")
 
 
+def _beside(name: str, checkpoint: str, data: str, root: Path) -> Classifier:
+    """Load the other network, which must take the images of the first one and know their classes."""
+    try:
+        return opened(name, data, None, None, 1, "cpu", root)[0]
+    except ValueError as error:
+        raise ValueError(f"--beside {name} does not suit {checkpoint}: {error}") from error
+
+
 def write_results(out: Path, pair: Pair, maps: dict[str, Embedding], settings: dict[str, Any]) -> tuple[Path, str]:
     """Write page, figures, numbers, maps and ways; return the page and a table for the terminal."""
+    from robustviz.experiments import geometry_closeup as closeup
     from robustviz.experiments import geometry_page as write
     from robustviz.report import write_report
 
@@ -100,7 +112,7 @@ def write_results(out: Path, pair: Pair, maps: dict[str, Embedding], settings: d
         sections.append(write.map_section(pair, maps["UMAP"]))
         both["UMAP"] = maps["UMAP"]
     sections += [write.ways_section(pair, both), write.numbers_section(pair, numbers)]
-    sections += [write.plane_section(pair), write.votes_section(pair)]
+    sections += [closeup.plane_section(pair), closeup.votes_section(pair)]
     record = RunRecord("features", settings, numbers, command=shlex.join(["robustviz", *sys.argv[1:]]))
     title, lead = "Where attacks carry images", f"The feature space of {settings['checkpoint']}, clean and attacked."
     page = write_report(out / "index.html", title, lead, sections, record)

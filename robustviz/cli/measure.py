@@ -14,6 +14,7 @@ from robustviz.evaluation import RobustnessTable, evaluate
 from robustviz.experiments import measured_with
 from robustviz.models import Classifier
 from robustviz.recipes import EvaluationAttack, evaluation_attacks, usual_device, usual_threat
+from robustviz.records import RunRecord
 from robustviz.tensors import seeded
 from robustviz.types import Norm, Threat
 
@@ -109,10 +110,7 @@ def opened(
     classifier, record = stored.load(checkpoint)
     if missing := {"data", "threat", "classes"} - record.settings.keys():
         raise ValueError(f"{checkpoint} is not from `robustviz train`: its record lacks {', '.join(sorted(missing))}")
-    if data is None:
-        data = str(record.settings["data"])
-        if Path(data).name in TORCHVISION_SETS and not Path(data).is_dir():  # trained on a folder that is elsewhere
-            data = Path(data).name
+    data = data_name(record, data)
     known = Threat(record.settings["threat"]["norm"], record.settings["threat"]["epsilon"])
     radius = known.epsilon if epsilon is None and norm in (None, known.norm) else epsilon
     threat = usual_threat(data, norm or known.norm, radius)
@@ -125,6 +123,14 @@ def opened(
         raise ValueError(f"--data {data} has images of shape {shape}, but the network was made for {known}")
     where = usual_device(device)
     return classifier.to(where), test_set.subset(min(images, len(test_set))).to(where), threat
+
+
+def data_name(record: RunRecord, data: str | None) -> str:
+    """Return `--data`, or what a network was trained on; a folder that is not here goes by the name of its set."""
+    if data is not None:
+        return data
+    trained = Path(str(record.settings["data"]))
+    return trained.name if trained.name in TORCHVISION_SETS and not trained.is_dir() else str(record.settings["data"])
 
 
 def measure(model: Any, test_set: Any, attacks: Any, generator: torch.Generator, **settings: Any) -> RobustnessTable:

@@ -35,9 +35,10 @@ def results(
     seed: Seed = 0,
     device: str = "auto",
     root: Path = DOWNLOADS,
-    out: Path = Path("data/results/cifar10"),
-    page: Path = Path("RESULTS.md"),
+    out: Path | None = None,
+    page: Path | None = None,
     write_only: bool = False,
+    force: bool = False,
 ) -> None:
     """Measure trained networks beside the claims of the papers, and write RESULTS.md from the records.
 
@@ -62,9 +63,10 @@ def results(
         seed: Of the random starts.
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
-        out: Folder of the records, one for each network.
-        page: Where to write the page.
+        out: Folder of the records, one for each network; default data/results/DATA.
+        page: Where to write the page; default RESULTS.md for CIFAR-10, and OUT/RESULTS.md for other data.
         write_only: Measure nothing.
+        force: Replace records of other weights or other images; without it they are left alone.
     """
     effort = Effort(
         images=images,
@@ -78,19 +80,23 @@ def results(
         cw_search=cw_search,
         seed=seed,
     )
+    out = out or Path("data/results") / stem(data)
+    page = page or (Path("RESULTS.md") if stem(data) == "cifar10" else out / "RESULTS.md")
     if not write_only:
         begins = f"{stem(data)}-"
         chosen = names or tuple(name for name in stored.shipped() if name.startswith(begins))
         if not chosen:
             raise ValueError(f"no network whose name begins with {begins} comes with the library; name one or more")
         for name in chosen:
-            _measure(name, data, effort, suites, device, root, out)
-    write_whole(page, write_page(read_results(out)))
+            _measure(name, data, effort, suites, device, root, out, force)
+    processes().wait()
+    if processes().first:
+        write_whole(page, write_page(read_results(out)))
     say(f"wrote {page}")
 
 
 def _measure(
-    name: str, data: str, effort: Effort, suites: tuple[Suite, ...], device: str, root: Path, out: Path
+    name: str, data: str, effort: Effort, suites: tuple[Suite, ...], device: str, root: Path, out: Path, force: bool
 ) -> None:
     """Measure one network and store its record."""
     model, test_set, threat = opened(name, data, None, None, effort.images, device, root)
@@ -99,7 +105,7 @@ def _measure(
     label = file.parent.name if file.stem == "model" else file.stem
     pictures = data != "digits" and (data not in TORCHVISION_SETS or (root / data / "train").is_dir())
     radius = usual_threat(stem(data), "l2").epsilon
-    known = known_results(label, record, test_set, pictures, threat, radius, out)
+    known = known_results(label, record, test_set, pictures, threat, radius, out, force=force)
     say(f"{label}: {len(test_set)} test images of {test_set.name}, {len(known.conditions)} conditions known")
     with tqdm(unit="image", leave=False, disable=processes().silent) as bar:
 

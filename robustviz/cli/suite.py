@@ -7,6 +7,7 @@ from robustviz import checkpoints as stored
 from robustviz.cli.app import Radius, Seed, app, say
 from robustviz.cli.measure import measure, opened
 from robustviz.data import DOWNLOADS
+from robustviz.distributed import processes
 from robustviz.experiments import measured_with
 from robustviz.recipes import STANDARD, SuiteAttack, suite_attacks
 from robustviz.tensors import batch_dependent, seeded
@@ -87,7 +88,9 @@ def attack_suite(
             f"the fast copy decided otherwise than the network on {sum(measured.settings['differing'].values())} images"
         )
     measured.to_json(out)
-    state.unlink()
+    processes().wait()
+    if processes().first:
+        state.unlink(missing_ok=True)
     say(f"wrote {out}")
 
 
@@ -98,7 +101,7 @@ def _claim(out: Path, resume: bool, force: bool) -> Path:
         raise FileExistsError(f"--out {out} exists; choose another name or add --force")
     if state.exists() and not (resume or force):
         raise FileExistsError(f"{state} is an interrupted suite; add --resume to go on, or --force to start anew")
-    if not resume:
+    if not resume and processes().first:
         state.unlink(missing_ok=True)
     return state
 

@@ -118,6 +118,11 @@ class WNLLHead(nn.Module):
         weights, order = shares.topk(most if count is None else min(count, shares.shape[1]))
         return self.template_indices[order], weights
 
+    def drawn_from(self, labels: Labels) -> bool:
+        """Tell whether the template has the labels of an image set at its indices, so that it was drawn from there."""
+        chosen, known = self.template_indices.cpu(), labels.cpu()
+        return int(chosen.max()) < len(known) and known[chosen].equal(self.template_labels.cpu())
+
     @torch.no_grad()
     def refresh(self, template: Float[Tensor, "m d"], template_labels: Int[Tensor, "labels"]) -> None:
         """Put other features in place, after the network that made them has changed.

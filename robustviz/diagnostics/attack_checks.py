@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 
 from robustviz.diagnostics.evidence import RESTARTS, Evidence
-from robustviz.diagnostics.findings import Finding, graded
+from robustviz.diagnostics.findings import Finding, graded, share_of
 from robustviz.diagnostics.model_checks import ATHALYE, CARLINI, CROCE, PINTOR, TRAMER
 from robustviz.tensors import batch_dependent, norms
 
@@ -40,7 +40,7 @@ def iteration_helps(evidence: Evidence) -> Finding:
 
     Source: Athalye et al., arXiv 1802.00420 (one-step attacks perform better than iterative ones).
     """
-    one, many = _share(evidence.fgsm), _share(evidence.walk.right[0])
+    one, many = share_of(evidence.fgsm), share_of(evidence.walk.right[0])
     verdict = graded(many - one, evidence.least, max(0.02, 2 * evidence.least))
     reason = f"One step (FGSM) leaves {one:.1%} right, {evidence.steps} steps leave {many:.1%}"
     remedy = ""
@@ -59,7 +59,7 @@ def more_steps(evidence: Evidence) -> Finding:
 
     Source: Carlini et al., arXiv 1902.06705 (verify that attacks have converged).
     """
-    before, after = _share(evidence.walk.right[0]), _share(evidence.longer.right[0])
+    before, after = share_of(evidence.walk.right[0]), share_of(evidence.longer.right[0])
     change = abs(before - after)
     verdict = graded(change, max(0.005, 2 * evidence.least), 0.05)
     reason = f"{evidence.steps} steps leave {before:.1%} right, {2 * evidence.steps} leave {after:.1%}"
@@ -74,7 +74,7 @@ def restarts(evidence: Evidence) -> Finding:
     Source: Carlini et al., arXiv 1902.06705 (try random restarts).
     """
     right = evidence.walk.right
-    before, after = _share(right[:-1].all(0)), _share(right.all(0))
+    before, after = share_of(right[:-1].all(0)), share_of(right.all(0))
     gain = before - after
     verdict = graded(gain, max(0.01, 2 * evidence.least), 0.05)
     reason = f"{RESTARTS - 1} random starts leave {before:.1%} right, {RESTARTS} leave {after:.1%}"
@@ -116,13 +116,13 @@ def other_losses(evidence: Evidence) -> Finding:
     Source: Croce & Hein, arXiv 2003.01690; Tramer et al., arXiv 2002.08347 (an evaluation adapts to the defense).
     """
     every = {f"PGD on {name}": right for name, right in evidence.losses.items()} | evidence.given
-    first = _share(evidence.losses["cross-entropy"])
-    worst = _share(torch.stack([*every.values()]).all(0))
-    strongest = min(every, key=lambda name: _share(every[name]))
+    first = share_of(evidence.losses["cross-entropy"])
+    worst = share_of(torch.stack([*every.values()]).all(0))
+    strongest = min(every, key=lambda name: share_of(every[name]))
     verdict = graded(first - worst, 0.05, 0.1)
     reason = (
         f"PGD on cross-entropy leaves {first:.1%} right; of {len(every)} attacks the strongest ({strongest}) leaves "
-        f"{_share(every[strongest]):.1%}, and all together leave {worst:.1%}"
+        f"{share_of(every[strongest]):.1%}, and all together leave {worst:.1%}"
     )
     remedy = ""
     if verdict == "pass":
@@ -150,12 +150,12 @@ def black_box(evidence: Evidence) -> Finding:
         )
         remedy = "Ask a view of the network that answers images one at a time (attacks.alone_head)."
         return Finding(check, "not run", None, "points", reason, ATHALYE, remedy)
-    white, black = _share(evidence.white), _share(evidence.black["noise"])
+    white, black = share_of(evidence.white), share_of(evidence.black["noise"])
     new = evidence.white & ~evidence.black["noise"]
     verdict = graded(white - black, max(0.002, evidence.least), max(0.002, evidence.least))
     if verdict == "pass":
-        verdict = graded(_share(new), max(0.02, 2 * evidence.least), 1.0)
-    drawn = _share(evidence.black["Square"] & ~evidence.black["noise"])
+        verdict = graded(share_of(new), max(0.02, 2 * evidence.least), 1.0)
+    drawn = share_of(evidence.black["Square"] & ~evidence.black["noise"])
     reason = (
         f"Attacks along the gradient leave {white:.1%} right, Square with {evidence.black_queries} queries and as many "
         f"draws of noise leave {black:.1%} (noise alone gained {100 * drawn:.1f} points); they fool {int(new.sum())} "
@@ -179,7 +179,8 @@ def transferred(evidence: Evidence) -> Finding:
     check = "transfer finds less"
     if evidence.undefended is None:
         return _needs_undefended(check, "points")
-    white, moved = _share(evidence.white), _share(evidence.score("transfer from the undefended", evidence.elsewhere))
+    white = share_of(evidence.white)
+    moved = share_of(evidence.score("transfer from the undefended", evidence.elsewhere))
     verdict = graded(white - moved, evidence.least, evidence.least)
     reason = f"Attacks on the network itself leave {white:.1%} right, images made on the undefended one {moved:.1%}"
     if verdict == "pass":
@@ -195,7 +196,7 @@ def along_the_path(evidence: Evidence) -> Finding:
 
     Source: Pintor et al., arXiv 2106.09947 (indicator: the attack does not return what it found).
     """
-    share = _share(evidence.walk.lost)
+    share = share_of(evidence.walk.lost)
     verdict = graded(share, max(0.01, evidence.least), 0.05)
     reason = f"For {share:.1%} of the images PGD met a wrong decision on its way and ended at a right one"
     remedy = ""
@@ -218,8 +219,8 @@ def undefended_breaks(evidence: Evidence) -> Finding:
     check = "undefended network breaks"
     if evidence.undefended is None:
         return _needs_undefended(check, "share")
-    left = _share(evidence.ask(evidence.elsewhere, evidence.undefended).argmax(1) == evidence.labels)
-    own = _share(evidence.walk.right[0])
+    left = share_of(evidence.ask(evidence.elsewhere, evidence.undefended).argmax(1) == evidence.labels)
+    own = share_of(evidence.walk.right[0])
     verdict = graded(left, 0.2, 0.5)
     reason = f"The same attack leaves the undefended network {left:.1%} right, this one {own:.1%}."
     for name, share in evidence.switched_off.items():
@@ -232,7 +233,3 @@ def _needs_undefended(check: str, unit: str) -> Finding:
     reason = "No undefended network was given to compare with."
     remedy = "Give one trained on the same data without the defense (undefended=, --undefended)."
     return Finding(check, "not run", None, unit, reason, CARLINI, remedy)
-
-
-def _share(right: torch.Tensor) -> float:
-    return right.double().mean().item()

@@ -10,14 +10,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robustviz.attacks import Step, eot, fgsm, pgd, random_noise, square
+from robustviz.diagnostics.findings import share_of
 from robustviz.diagnostics.gradients import Attached, gradient, slopes
 from robustviz.models import Classifier
 from robustviz.objectives import cross_entropy, dlr, margin
-from robustviz.tensors import batch_dependent, check_labels, drawing, evaluating, norms, seeded
+from robustviz.tensors import check_labels, drawing, evaluating, norms, seeded
 from robustviz.types import Attack, Images, Labels, Logits, Objective, Threat
 
 LOSSES: Mapping[str, Objective] = {"cross-entropy": cross_entropy, "margin": margin, "DLR": dlr}
 """Objectives that an attack may follow."""
+
+RESERVED = ("clean", "FGSM", "PGD-", "PGD on", "Square", "transfer from the undefended")
+"""How the names begin under which the checks keep attacks of their own."""
 
 RESTARTS = 3
 PASSES = 5
@@ -226,21 +230,14 @@ class Evidence:
     def black(self) -> dict[str, Right]:
         """Decisions under attacks that see only the outputs: Square, then random noise on what withstands it."""
         queries = self.black_queries
-        attacked = square(
-            self.model,
-            self.images,
-            self.labels,
-            threat=self.threat,
-            steps=queries,
-            generator=seeded(self.seed, 7),
-        )
+        settings: dict[str, Any] = {"threat": self.threat, "steps": queries}
+        attacked = square(self.model, self.images, self.labels, generator=seeded(self.seed, 7), **settings)
         found = {"Square": self.score(f"Square, {queries} queries", attacked)}
         rows = found["Square"].nonzero().squeeze(1)
         noisy = self.images.clone()
         if len(rows):
-            noise = seeded(self.seed, 8)
             some, labels = self.images[rows], self.labels[rows]
-            noisy[rows] = random_noise(self.model, some, labels, threat=self.threat, steps=queries, generator=noise)
+            noisy[rows] = random_noise(self.model, some, labels, generator=seeded(self.seed, 8), **settings)
         noisy[~found["Square"]] = attacked[~found["Square"]]
         return found | {"noise": self.score(f"Square and {queries} draws of noise", noisy)}
 
@@ -258,11 +255,11 @@ class Evidence:
     def wider(self) -> dict[float, float]:
         """Accuracy under PGD for growing radii, up to that of plain gray."""
         gray = self.gray
-        found = {0.0: _share(self.right["clean"]), self.threat.epsilon: _share(self.walk.right[0])}
+        found = {0.0: share_of(self.right["clean"]), self.threat.epsilon: share_of(self.walk.right[0])}
         for radius in sorted({self.threat.epsilon / 2, 2 * self.threat.epsilon, gray}):
             if radius <= gray and radius not in found:
                 attacked = self._pgd(self.open, Threat(self.threat.norm, radius))
-                found[radius] = _share(self.ask(attacked).argmax(1) == self.labels)
+                found[radius] = share_of(self.ask(attacked).argmax(1) == self.labels)
         return dict(sorted(found.items()))
 
     @cached_property
@@ -282,11 +279,12 @@ class Evidence:
         if isinstance(linear := getattr(self.model.head, "linear", None), nn.Module):
             parts["with the linear head in place of its own"] = self.model.replace(head=linear)
         return {
-            name: _share(self.ask(self._pgd(part, self.threat), part).argmax(1) == self.labels)
+            name: share_of(self.ask(self._pgd(part, self.threat), part).argmax(1) == self.labels)
             for name, part in parts.items()
         }
 
     def _pgd(self, model: nn.Module, threat: Threat, *, steps: int = 0, objective: Objective = cross_entropy) -> Images:
+        """Last iterate of PGD, as on the walk: images that stop where they first fool a network hardly fool another."""
         return pgd(
             model,
             self.images,
@@ -294,10 +292,5 @@ class Evidence:
             threat=threat,
             steps=steps or self.steps,
             objective=objective,
-            early_exit=objective is cross_entropy and not batch_dependent(model) and not self.random,
             generator=seeded(self.seed, 5),
         )
-
-
-def _share(right: Right) -> float:
-    return right.double().mean().item()

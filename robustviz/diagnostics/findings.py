@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from robustviz.records import RunRecord, table, write_whole
 from robustviz.report import Grid, Section, write_report
 
@@ -58,6 +61,11 @@ class Finding:
         if self.unit == "points":
             return f"{100 * self.number:.1f} points"
         return f"{self.number:.3g} {self.unit}"
+
+
+def share_of(right: Bool[Tensor, "n"]) -> float:
+    """Share of right decisions."""
+    return right.double().mean().item()
 
 
 def graded(number: float, good: float, bad: float) -> Verdict:

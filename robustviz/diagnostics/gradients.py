@@ -15,7 +15,7 @@ DIRECTIONS = 4
 def gradient(objective: Objective, model: nn.Module, images: Images, labels: Labels, *, seed: int) -> Images | None:
     """Gradient of an objective to the pixels, NaN included; None if the network cuts it off."""
     points = images.detach().clone().requires_grad_()
-    with _same_draws(model, seed), torch.enable_grad():
+    with _same_draws(model, images, seed), torch.enable_grad():
         values = objective(model, points, labels, generator=seeded(seed, 3))
         if not values.requires_grad:
             return None
@@ -43,7 +43,7 @@ def slopes(
     known = torch.zeros_like(center) if known is None else known.nan_to_num(0)
 
     def value(points: Images) -> PerImage:
-        with _same_draws(model, seed), torch.no_grad():
+        with _same_draws(model, images, seed), torch.no_grad():
             return objective(model, points, labels, generator=seeded(seed, 3))
 
     generator = seeded(seed, 4)
@@ -68,9 +68,19 @@ class Attached(nn.Module):
         return self.model(images) + 0 * images.flatten(1).sum(1, keepdim=True)
 
 
+def gpus(images: Images, *models: nn.Module) -> list[int]:
+    """Number of each GPU that holds the images or a part of a network: layers draw from its random state."""
+    held = [images, *(tensor for model in models for tensor in (*model.parameters(), *model.buffers()))]
+    return sorted({tensor.device.index for tensor in held if tensor.is_cuda})
+
+
 @contextmanager
-def _same_draws(model: nn.Module, seed: int) -> Iterator[None]:
+def _same_draws(model: nn.Module, images: Images, seed: int) -> Iterator[None]:
     """Evaluation mode in which random layers draw the same every time, be it from the global random state."""
-    with evaluating(model), drawing(model, seeded(seed, 1)), torch.random.fork_rng([]):
+    devices = gpus(images, model)
+    with evaluating(model), drawing(model, seeded(seed, 1)), torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

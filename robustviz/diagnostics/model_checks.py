@@ -102,7 +102,7 @@ def logit_scale(evidence: Evidence) -> Finding:
     Probabilities pass through a second softmax in the loss, which flattens it. Very large logits make the softmax
     exactly 0 or 1 in floating point, and the gradient of cross-entropy vanishes; the margin does not suffer from it.
 
-    Source: Croce & Hein, arXiv 2003.01690, section 4.1; Carlini & Wagner, arXiv 1608.04644.
+    Source: Croce & Hein, arXiv 2003.01690; Carlini & Wagner, arXiv 1608.04644.
     """
     logits = evidence.logits.double()
     top = logits.topk(2, dim=1).values

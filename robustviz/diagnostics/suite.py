@@ -9,8 +9,9 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from robustviz.diagnostics import attack_checks, model_checks
-from robustviz.diagnostics.evidence import Evidence
-from robustviz.diagnostics.findings import Diagnosis, Finding
+from robustviz.diagnostics.evidence import RESERVED, Evidence
+from robustviz.diagnostics.findings import Diagnosis, Finding, share_of
+from robustviz.diagnostics.gradients import gpus
 from robustviz.records import describe
 from robustviz.tensors import check_images, draw_seed
 from robustviz.types import LINF_8, Attack, Images, Labels, Threat
@@ -67,7 +68,8 @@ def diagnose(
 
     Raises:
         TypeError: If images or labels are not tensors of the right kind.
-        ValueError: If images, labels or a setting are out of range, or the model does not return logits (n, K).
+        ValueError: If images, labels or a setting are out of range, a name in `attacks` is one that the checks use,
+            or the model does not return logits (n, K).
 
     Source: Carlini et al., arXiv 1902.06705; Athalye et al., arXiv 1802.00420; Tramer et al., arXiv 2002.08347; Croce &
     Hein, arXiv 2003.01690; Pintor et al., arXiv 2106.09947.
@@ -77,10 +79,12 @@ def diagnose(
         raise ValueError(f"steps and queries must be >= 1, got {steps} and {queries}")
     seed = draw_seed(generator)
     attacks = {} if attacks is None else dict(attacks)
+    if taken := [name for name in attacks if name.startswith(RESERVED)]:
+        raise ValueError(f"names in attacks must not begin with {' / '.join(RESERVED)}, got {taken[0]!r}; rename it")
     findings: list[Finding] = []
     models = [model] if undefended is None else [model, undefended]
     bar = tqdm(total=len(CHECKS), leave=False, disable=None if on_check is None else True)
-    with untouched(*models), counted(model) as seen, bar:
+    with untouched(images, *models), counted(model) as seen, bar:
         evidence = Evidence(model, images, labels, threat, attacks, undefended, seed, steps, queries)
         for done, check in enumerate(CHECKS, 1):
             bar.set_description(check.__name__.replace("_", " "))
@@ -98,19 +102,18 @@ def diagnose(
         "seed": seed,
         "passes_per_image": round(seen[0] / len(images), 1),
     }
-    accuracy = {name: right.double().mean().item() for name, right in evidence.right.items()}
-    worst = torch.stack([*evidence.right.values()]).all(0).double().mean().item()
+    accuracy = {name: share_of(right) for name, right in evidence.right.items()}
+    worst = share_of(torch.stack([*evidence.right.values()]).all(0))
     return Diagnosis(tuple(findings), accuracy, worst, settings)
 
 
 @contextmanager
-def untouched(*models: nn.Module) -> Iterator[None]:
+def untouched(images: Images, *models: nn.Module) -> Iterator[None]:
     """Give buffers, modes and the global random state back as they were, whatever the networks do in between."""
     buffers = [(buffer, buffer.clone()) for model in models for buffer in model.buffers()]
     modes = [(module, module.training) for model in models for module in model.modules()]
-    devices = sorted({buffer.device.index or 0 for buffer, _ in buffers if buffer.is_cuda})
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(gpus(images, *models)):
             yield
     finally:
         for buffer, before in buffers:

@@ -8,11 +8,12 @@ import torch
 from torch import Generator, nn
 
 from robustviz import checkpoints
+from robustviz.assembly import has_cas
 from robustviz.attacks import against, pgd, square, transfer
 from robustviz.attacks.adaptive import soft_mask
 from robustviz.comparison import PUBLISHED, WORST, Comparison, Contest, Entry, compare, with_threat
 from robustviz.data import ImageSet, digits
-from robustviz.defenses.cas import CASBlock, auxiliary, cas_outputs, joint
+from robustviz.defenses.cas import auxiliary, cas_outputs, joint
 from robustviz.evaluation import evaluate
 from robustviz.features import ChannelStats, channel_stats, last_stage, snapshot
 from robustviz.models import Classifier
@@ -151,11 +152,6 @@ def remarks(model: Classifier, test_set: ImageSet, seed: int) -> dict[str, float
         settings: dict[str, Any] = {"batch_size": BATCH, "generator": seeded(seed)}
         found[SAME] = evaluate(model, test_set.images, test_set.labels, attacks, **settings).worst_case()
     return found
-
-
-def has_cas(model: nn.Module) -> bool:
-    """Tell whether a network suppresses channels."""
-    return any(isinstance(module, CASBlock) for module in model.modules())
 
 
 def under_attack(model: Classifier, test_set: ImageSet, seed: int) -> ImageSet:

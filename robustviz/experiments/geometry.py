@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Generator, Tensor
 
+from robustviz.assembly import has_cas
 from robustviz.attacks import against, identity_backward, ifgsm, pgd
 from robustviz.comparison import Contest, with_threat
 from robustviz.data import ImageSet
 from robustviz.defenses.tvm import TVM
-from robustviz.defenses.wnll import features_of, wnll_classifier
+from robustviz.defenses.wnll import wnll_classifier
 from robustviz.defenses.wnll_head import WNLLHead
-from robustviz.experiments.cas import ADAPTIVE, has_cas
+from robustviz.experiments.cas import ADAPTIVE
 from robustviz.experiments.wnll import wnll_contests
 from robustviz.features import FeatureSnapshot, snapshot
 from robustviz.geometry import (
@@ -28,10 +28,10 @@ from robustviz.geometry import (
     margins,
     trace_strengths,
 )
+from robustviz.geometry.trajectories import attack_batches
 from robustviz.models import Classifier
 from robustviz.objectives import margin
-from robustviz.tensors import seeded
-from robustviz.training import hold_out
+from robustviz.tensors import draw_seed, seeded
 from robustviz.types import Images, Labels, PerImage, Threat
 
 SOFTMAX, WNLL = "softmax", "WNLL"
@@ -98,7 +98,7 @@ class Pair:
     Attributes:
         softmax: Studied under its own attacks.
         wnll: Likewise.
-        source: Image set that the template was drawn from.
+        source: Image set that the template was drawn from; behind TVM the template is of their purified versions.
         test_set: The test images.
         threat: Of both networks' attacks.
         differ: By "network, condition": share of these images that the two networks decide differently.
@@ -117,30 +117,26 @@ def with_softmax(model: Classifier) -> Classifier:
     return model.replace(head=model.head.linear) if isinstance(model.head, WNLLHead) else model
 
 
-def both_heads(model: Classifier, training_set: ImageSet) -> tuple[Classifier, Classifier, ImageSet]:
-    """Return a network with its linear head, with a WNLL head, and what the template was drawn from.
+def both_heads(model: Classifier, source: ImageSet) -> tuple[Classifier, Classifier]:
+    """Return a network with its linear head and with a WNLL head.
 
-    A WNLL head that is there stays, if its template is found among the training images; else a template of up to 1,000
-    of them is drawn.
+    Args:
+        model: A WNLL head that is there stays; else one is made.
+        source: What the template of that head was drawn from, as `checkpoints.template_source` finds it; else what up
+            to 1,000 images are drawn from.
+
+    Raises:
+        ValueError: If the template that is there was drawn from other images.
     """
     softmax = with_softmax(model)
-    if isinstance(model.head, WNLLHead):
-        kept = training_set[hold_out(training_set.labels, 0.1)[0]]
-        for source in (training_set, kept):
-            if _is_source(model, source):
-                return softmax, model, source
-    size = min(1000, len(training_set))
-    return softmax, wnll_classifier(softmax, training_set, size=size), training_set
-
-
-def _is_source(model: Classifier, source: ImageSet) -> bool:
-    head: Any = model.head
-    chosen = head.template_indices
-    if int(chosen.max()) >= len(source) or not torch.equal(source.labels[chosen], head.template_labels):
-        return False
-    few = slice(0, 32)
-    made = features_of(model, source.images[chosen[few]])
-    return torch.allclose(made, head.template[few].to(made), rtol=1e-3, atol=1e-3 * float(head.template.abs().max()))
+    if not isinstance(model.head, WNLLHead):
+        return softmax, wnll_classifier(softmax, source, size=min(1000, len(source)))
+    if not model.head.drawn_from(source.labels):
+        raise ValueError(
+            f"source must be what the template was drawn from, but {source.name} with {len(source)} images does not "
+            "fit it; `checkpoints.template_source` finds it"
+        )
+    return softmax, model
 
 
 def contests_for(model: Classifier, steps: int) -> dict[str, Contest]:
@@ -193,12 +189,12 @@ def study(
         ground = snapshot(model, template.images, template.labels, layer=layer, condition="template")
     contests = contests_for(model, steps)
     first = next(iter(contests))
-    adaptive = {label: c.attack for label, c in contests.items() if label != first}
+    noise = draw_seed(seeded(seed))  # that of the ways
     made = {
-        label: with_threat(a, threat)(model, images, labels, generator=seeded(seed)) for label, a in adaptive.items()
+        label: attack_batches(model, images, labels, with_threat(c.attack, threat), seed=noise)
+        for label, c in contests.items()
     }
-    hardest = min(made, key=lambda label: _right(model, made[label], labels))
-    published = with_threat(contests[first].attack, threat)(model, images, labels, generator=seeded(seed))
+    hardest = min(list(made)[1:], key=lambda label: _right(model, made[label], labels))
     conditions = {
         condition: Condition(
             attack,
@@ -208,7 +204,7 @@ def study(
         )
         for condition, attack, attacked in (
             (CLEAN, "", images),
-            (PUBLISHED, first, published),
+            (PUBLISHED, first, made[first]),
             (STRONGEST, hardest, made[hardest]),
         )
     }
@@ -250,12 +246,16 @@ def study_pair(
         test_set: As in `study`.
         threat: As in `study`.
         epsilons: As in `study`.
-        pool: All training images, which the template was drawn from; None is `training_set`.
+        pool: What the template was drawn from, or is: the `source` of `both_heads`; None is `training_set`.
         beside: Another network whose softmax is shown; None takes the linear head of the same network.
         say: Called with a line of text when a network is done.
         **settings: `layer`, `steps` and `seed`, as in `study`.
+
+    Raises:
+        ValueError: If the pool does not fit the template.
     """
-    softmax, interpolating, source = both_heads(model, training_set if pool is None else pool)
+    source = training_set if pool is None else pool
+    softmax, interpolating = both_heads(model, source)
     softmax = softmax if beside is None else with_softmax(beside)
     given = (training_set, test_set, threat, epsilons)
     first = study(SOFTMAX, softmax, *given, **settings)

@@ -7,26 +7,22 @@ from typing import Any
 import torch
 
 from robustviz import checkpoints
-from robustviz.attacks import alone_head
 from robustviz.data import digits, stratified
 from robustviz.experiments.geometry import CLEAN, PUBLISHED, SOFTMAX, STRONGEST, WNLL, Pair, Studied, study_pair
+from robustviz.experiments.geometry_closeup import votes_section
 from robustviz.features import FeatureSnapshot
 from robustviz.geometry import (
-    Ballot,
     Course,
     Embedding,
     Separation,
     Trajectory,
-    ballot,
     boundary_distance,
     faithfulness,
-    image_plane,
     map_regions,
-    margins,
     separation,
     separation_rows,
 )
-from robustviz.plots import MapView, plot_course, plot_map, plot_maps, plot_plane, plot_trajectories, plot_votes
+from robustviz.plots import MapView, plot_course, plot_map, plot_maps, plot_trajectories
 from robustviz.recipes import usual_threat
 from robustviz.report import Grid, Picture, Section
 from robustviz.tensors import seeded
@@ -156,66 +152,6 @@ def _named_courses(studied: Studied) -> list[Course]:
     return [replace(c, condition=f"{studied.name}, {name}") for name, c in studied.courses.items()]
 
 
-def plane_section(pair: Pair) -> Section:
-    """Show what both networks decide between a clean image and its two attacked versions."""
-    index, pictures = chosen_image(pair), []
-    for studied in (pair.softmax, pair.wnll):
-        images = torch.stack([studied.conditions[name].images[index] for name in (CLEAN, PUBLISHED, STRONGEST)])
-        try:
-            plane = image_plane(studied.model, images, ("clean", "published attack", "adaptive attack"))
-        except ValueError:  # both attacks end on one line with the image
-            images[2] = pair.test_set.images[_other_class(pair, index)]
-            plane = image_plane(studied.model, images, ("clean", "published attack", "image of another class"))
-        sentence = (
-            f"Decisions of the {studied.name} network in the plane through one image and its attacked versions: "
-            f"{len(torch.unique(plane.decisions))} classes meet there."
-        )
-        figure = plot_plane(plane, pair.test_set.classes).figure
-        pictures.append(Picture.of(f"plane-{studied.name.lower()}", figure, sentence, sentence))
-    return Section(
-        "A plane through three images",
-        [
-            "Not a map but a slice of pixel space: every point is a picture, clipped to [0, 1], and the color is what the "
-            "network says about it. How near the border runs to the clean image is what the attack exploits."
-        ],
-        pictures,
-    )
-
-
-def votes_section(pair: Pair) -> Section:
-    """Show which template images decide about one image, clean and attacked."""
-    index, studied = chosen_image(pair), pair.wnll
-    label = int(pair.test_set.labels[index])
-    ballots = [
-        ballot(studied.model, pair.source, condition.images[index], label, condition=name)
-        for name, condition in studied.conditions.items()
-    ]
-    classes = pair.test_set.classes
-    return Section(
-        "Who votes",
-        [
-            "A WNLL head decides by the training images of its template that lie nearest: each one votes for its own class "
-            "with a weight. The attack need not leave the data; it is enough that other images become the neighbors.",
-        ],
-        [
-            Picture.of(
-                "votes",
-                plot_votes(ballots, classes),
-                _votes_sentence(ballots, classes),
-                _votes_sentence(ballots, classes),
-            )
-        ],
-    )
-
-
-def _votes_sentence(ballots: list[Ballot], classes: tuple[str, ...]) -> str:
-    parts = [
-        f"{b.condition}: {b.shares[b.label]:.0%} for {classes[b.label]}, decision {classes[b.decision]}"
-        for b in ballots
-    ]
-    return f"The heaviest votes about one test image that is asked alone. {'; '.join(parts)}."
-
-
 def numbers_of(pair: Pair, maps: Mapping[str, Embedding]) -> dict[str, Any]:
     """Collect every number, for a JSON file.
 
@@ -253,7 +189,9 @@ def geometry_section(seed: int) -> Section:
     model, _record = checkpoints.load("digits-wnll")
     beside, _record = checkpoints.load("digits-standard")
     epsilons = [threat.epsilon * i / 3 for i in range(7)]
-    pair = study_pair(model, digits("train"), test_set, threat, epsilons, beside=beside, seed=seed)
+    training_set = digits("train")
+    source = checkpoints.template_source("digits-wnll", training_set)
+    pair = study_pair(model, training_set, test_set, threat, epsilons, pool=source, beside=beside, seed=seed)
     maps = {studied.name: studied.mapped("pca", seed) for studied in (pair.softmax, pair.wnll)}
     parts = [heads_section(pair, maps), numbers_section(pair, numbers_of(pair, maps)), votes_section(pair)]
     return Section(
@@ -262,23 +200,6 @@ def geometry_section(seed: int) -> Section:
         [picture for part in parts for picture in part.pictures],
         parts[1].tables,
     )
-
-
-def chosen_image(pair: Pair) -> int:
-    """Choose a test image that WNLL, asked about it alone, decides rightly when clean and wrongly under attack.
-
-    Of these, preferably one that withstands the published attack and not the adaptive one.
-    """
-    asked, labels = alone_head(pair.wnll.model), pair.test_set.labels
-    conditions = pair.wnll.conditions
-    right = {name: margins(asked, condition.images, labels) > 0 for name, condition in conditions.items()}
-    rank = 4 * right[CLEAN].long() + 2 * (~right[STRONGEST]).long() + right[PUBLISHED].long()
-    return int(rank.argmax())
-
-
-def _other_class(pair: Pair, index: int) -> int:
-    labels = pair.test_set.labels
-    return int((labels != labels[index]).long().argmax())
 
 
 def _some(pair: Pair, size: int) -> torch.Tensor:

@@ -125,7 +125,15 @@ def share(correct: Tensor) -> tuple[float, tuple[float, float]]:
 
 
 def known_results(
-    name: str, record: RunRecord, test_set: ImageSet, pictures: bool, threat: Threat, radius: float, folder: Path
+    name: str,
+    record: RunRecord,
+    test_set: ImageSet,
+    pictures: bool,
+    threat: Threat,
+    radius: float,
+    folder: Path,
+    *,
+    force: bool = False,
 ) -> NetworkResults:
     """Read what is known of a network, or start with nothing if there is nothing about these weights and images.
 
@@ -137,6 +145,10 @@ def known_results(
         threat: Of the attacks.
         radius: Euclidean distance within which Carlini & Wagner must succeed.
         folder: Where the records are.
+        force: Start anew although there is a record of other weights or images.
+
+    Raises:
+        FileExistsError: If there is such a record.
     """
     identity = {"weights": record.results["sha256"], "images": fingerprint(test_set.images, test_set.labels)}
     data = {"name": test_set.name, "pictures": pictures}
@@ -145,6 +157,10 @@ def known_results(
         found = NetworkResults.load(path)
         if (found.identity, found.threat) == (identity, began.threat):
             return replace(began, conditions=found.conditions)
+        if not force:
+            raise FileExistsError(
+                f"{path} is about other weights, images or limits of the attacker; choose another folder or add --force"
+            )
     return began
 
 

@@ -73,7 +73,9 @@ def source(name: str, pictures: bool) -> str:
 
 def _claims(measured: Measured) -> str:
     rows = []
-    for claim in claims():
+    names = [name for entry in measured.values() for name in entry.conditions]
+    steps = next((int(name.removeprefix("IFGSM-")) for name in names if name.startswith("IFGSM-")), 20)
+    for claim in claims(steps):
         outcome = verdict(claim, measured)
         figures = [bare(measured.get(name), claim.condition) for name in (claim.before, claim.after)]
         rows.append(

@@ -16,7 +16,7 @@ from robustviz.types import Images
 
 @dataclass(frozen=True)
 class DecisionPlane:
-    """What a model decides on a grid of points in a plane.
+    """What a model decides on a grid of points in a plane; all of it on the CPU.
 
     Attributes:
         horizontal: First coordinate of each column.
@@ -70,12 +70,13 @@ def image_plane(
     up = height / height.norm()
     points = torch.stack([torch.stack([part @ along, part @ up]) for part in (first * 0, first, second)])
     horizontal, vertical = _axes(points, resolution, square=True)
-    grid = torch.cartesian_prod(vertical, horizontal)
+    grid = torch.cartesian_prod(vertical, horizontal).to(images.device)
     flat = (origin + grid[:, 1:] * along + grid[:, :1] * up).clamp(0, 1).to(images.dtype)
     asked = alone_head(model) if batch_dependent(model) else model
     decisions, confidence = _ask(asked, flat.view(-1, *images.shape[1:]), batch_size)
     shape = (resolution, resolution)
-    return DecisionPlane(horizontal, vertical, decisions.view(shape), confidence.view(shape), points, tuple(names))
+    placed = points.cpu()
+    return DecisionPlane(horizontal, vertical, decisions.view(shape), confidence.view(shape), placed, tuple(names))
 
 
 def map_regions(
@@ -103,7 +104,7 @@ def map_regions(
     horizontal, vertical = _axes(shown, resolution, square=False)
     grid = torch.cartesian_prod(vertical, horizontal).flip(1)
     values = embedding.lift(grid).to(embedding.reference.values.dtype)
-    decisions, confidence = _ask(_alone(head), values, batch_size)
+    decisions, confidence = _ask(_alone(head), values.to(_device(head)), batch_size)
     shape = (resolution, resolution)
     nothing = torch.zeros(0, 2, dtype=torch.float64)
     return DecisionPlane(horizontal, vertical, decisions.view(shape), confidence.view(shape), nothing)
@@ -118,7 +119,7 @@ def faithfulness(head: nn.Module, embedding: Embedding, snapshot: FeatureSnapsho
         snapshot: Features of images that the map was not fitted on; a training image is its own nearest neighbor.
     """
     values = embedding.lift(embedding.place(snapshot.values)).to(snapshot.values.dtype)
-    shown, own = (_ask(_alone(head), part, 2048)[0] for part in (values, snapshot.values))
+    shown, own = (_ask(_alone(head), part.to(_device(head)), 2048)[0] for part in (values, snapshot.values))
     return (shown == own).double().mean().item()
 
 
@@ -126,11 +127,15 @@ def _alone(head: Any) -> nn.Module:
     return head.with_settings(joint=False, gradient="exact") if batch_dependent(head) else head
 
 
+def _device(head: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in head.state_dict().values()), torch.device("cpu"))
+
+
 def _ask(model: nn.Module, points: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Decision and its probability at each point."""
+    """Decision and its probability at each point, on the CPU."""
     with evaluating(model), torch.no_grad():
         shares = torch.cat([model(batch).double().softmax(1) for batch in torch.split(points, batch_size)])
-    confidence, decisions = shares.max(1)
+    confidence, decisions = shares.cpu().max(1)
     return decisions, confidence
 
 

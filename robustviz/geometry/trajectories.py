@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,14 +122,31 @@ def trace_strengths(
     for done, threat in enumerate(threats):
         points = images
         if threat.epsilon:
-            batches = zip(torch.split(images, max(batch_size, 1)), torch.split(labels, max(batch_size, 1)), strict=True)
-            parts = [attack(model, *b, threat=threat, generator=seeded(seed, i)) for i, b in enumerate(batches)]
-            points = torch.cat(parts)
+            points = attack_batches(
+                model, images, labels, partial(attack, threat=threat), batch_size=batch_size, seed=seed
+            )
         found.append(points)
         taken.append(snapshot(model, points, labels, layer=layer, condition=condition, batch_size=batch_size))
         if on_stage is not None:
             on_stage(done + 1, len(stages))
     return _joined("epsilon", stages, found, taken)
+
+
+def attack_batches(
+    model: nn.Module,
+    images: Images,
+    labels: Labels,
+    attack: Callable[..., Images],
+    *,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Images:
+    """Attack images as `trace_strengths` does: the noise of a batch depends on the seed and its number alone.
+
+    A model whose answers depend on the batch is so attacked in the batches that `snapshot` and `margins` ask it in.
+    """
+    batches = zip(torch.split(images, max(batch_size, 1)), torch.split(labels, max(batch_size, 1)), strict=True)
+    return torch.cat([attack(model, *batch, generator=seeded(seed, i)) for i, batch in enumerate(batches)])
 
 
 def trace_steps(

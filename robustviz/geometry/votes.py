@@ -57,7 +57,7 @@ def ballot(
 
     Args:
         model: With a `WNLLHead`; left as it was.
-        image_set: What the template was drawn from.
+        image_set: What the template was drawn from; behind a purifier its images are named as they were before it.
         image: The image, in [0, 1].
         label: Its true class.
         condition: What was done to it.
@@ -72,9 +72,7 @@ def ballot(
         raise ValueError(f"head must be a WNLLHead, got {type(head).__name__}; `wnll_classifier` puts one there")
     if count < 1:
         raise ValueError(f"count must be >= 1, got {count}")
-    chosen = head.template_indices.cpu()
-    known = int(chosen.max()) < len(image_set)
-    if not known or not torch.equal(image_set.labels.cpu()[chosen], head.template_labels.cpu()):
+    if not head.drawn_from(image_set.labels):
         raise ValueError(f"image_set must be what the template was drawn from, but {image_set.name} does not fit it")
     alone = head.with_settings(joint=False, gradient="exact")
     with evaluating(model):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from robustviz.data import ImageSet, digits
 from robustviz.models import Classifier
@@ -26,6 +27,7 @@ class Live:
     def __init__(self, figure: Figure):
         from ipympl.backend_nbagg import Canvas, FigureManager
 
+        self.figure = figure
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of how ipympl makes its toolbar
             self.widget: Any = Canvas(figure)
@@ -36,7 +38,10 @@ class Live:
         self.widget.resizable = False
 
     def draw(self, text: str) -> None:
-        """Draw the figure again as soon as the page is ready."""
+        """Draw the figure again as soon as the page is ready; its parts are placed once for each map."""
+        if isinstance(self.figure.get_layout_engine(), ConstrainedLayoutEngine):
+            self.figure.draw_without_rendering()
+            self.figure.set_layout_engine("none")
         self.widget.draw_idle()
 
 

@@ -16,6 +16,9 @@ from robustviz.widgets.feature_record import NEIGHBORS, FeatureMeasurements, Fea
 REACH = 12
 """How near the pointer must come to a cross, in pixels of the screen."""
 
+STILL = 4
+"""How far the pointer may move in a click, in pixels of the screen; beyond that it draws a lasso."""
+
 QUARTERS = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
 
 
@@ -29,11 +32,13 @@ class FeaturePicture:
     @styled
     def __init__(self, measured: FeatureMeasurements):
         self.measured, self.classes = measured, measured.images.classes
-        self.figure = Figure(figsize=(10.6, 5.8))
+        self.figure = Figure(figsize=(9.3, 5.4), dpi=90)  # as wide as a cell on a screen of 1280 points
         left, right = _split(self.figure, 1, 2, width_ratios=(1.25, 1))
         self.map = left.subplots()
         self.artists: dict[str, Any] = {}
+        self.on_map: Callable[[], None] = lambda: None  # called when another map has been drawn
         self.embedding: Any = None
+        self.title: Any = None
         self.shown: Any = None
         pictures, numbers = _split(right, 2, 1, height_ratios=(1, 1.1))
         pair, neighbors = _split(pictures, 2, 1, height_ratios=(1.35, 1))
@@ -62,7 +67,7 @@ class FeaturePicture:
         self.artists["attacked"].set_offsets(record.attacked.numpy())
         self.artists["chosen"].set_data(*record.attacked[state.image][:, None].numpy())
         self.artists["way"].set_data(*torch.stack([record.clean[state.image], record.attacked[state.image]]).T.numpy())
-        self.map.set_title(f"{state.method} of {len(labels)} images, dots clean, crosses attacked", loc="left")
+        self.title.set_text(f"{state.method} of {len(labels)} images, dots clean, crosses attacked")
         label, decided = int(labels[state.image]), int(record.predictions[state.image])
         texts = (f"image {state.image}, class {self.classes[label]}", f"decided {self.classes[decided]}")
         for ax, image, text in zip(self.pair, record.pair, texts, strict=True):
@@ -90,8 +95,10 @@ class FeaturePicture:
     def _draw_map(self, record: FeatureRecord) -> None:
         """Draw another map: the training features stay where they are, what moves is laid over them."""
         self.embedding = record.embedding
+        self.figure.set_layout_engine("constrained")  # numbers on the axes may be longer
         self.map.clear()
         plot_map(MapView("", record.embedding), self.classes, ax=self.map).grid(color="0.9", linewidth=0.8)
+        self.title = self.map.set_title("")
         labels = self.measured.images.labels.tolist()
         look: dict[str, Any] = {"zorder": 3, "linewidths": 0.6, "edgecolors": "0.1", "s": 24}
         self.artists["clean"] = self.map.scatter(
@@ -104,6 +111,7 @@ class FeaturePicture:
         (self.artists["chosen"],) = self.map.plot(
             [0], [0], "o", color="black", markersize=13, markerfacecolor="none", markeredgewidth=2, zorder=6
         )
+        self.on_map()
 
 
 class _Course:
@@ -144,11 +152,18 @@ class Pointer:
 
     def __init__(self, picture: FeaturePicture, choose: Callable[[int], Any], select: Callable[[list[int]], Any]):
         self.picture, self.choose, self.select = picture, choose, select
+        picture.figure.canvas.mpl_connect("motion_notify_event", self.hover)
+        picture.on_map = self.attach
+        self.lasso: LassoSelector | None = None
+        self.attach()
+
+    def attach(self) -> None:
+        """Start anew on a map that has just been drawn: what was laid over the last one is gone."""
+        if self.lasso is not None:
+            self.lasso.disconnect_events()
         self.thumbnail: AnnotationBbox | None = None
-        canvas: Any = picture.figure.canvas
-        canvas.mpl_connect("motion_notify_event", self.hover)
-        canvas.mpl_connect("button_release_event", self.click)
-        self.lasso = LassoSelector(picture.map, self.lassoed, props={"color": "black", "linewidth": 1.2})
+        props = {"color": "black", "zorder": 8}
+        self.lasso = LassoSelector(self.picture.map, self.drawn, useblit=False, props=props)
 
     def hover(self, event: Any) -> None:
         """Show the image under the pointer, and take it away when the pointer leaves."""
@@ -168,20 +183,18 @@ class Pointer:
         picture.map.add_artist(self.thumbnail)
         event.canvas.draw_idle()
 
-    def click(self, event: Any) -> None:
-        """Choose the image under the pointer, attacked or else clean."""
+    def drawn(self, corners: list[tuple[float, float]]) -> None:
+        """Choose the image under a click, attacked or else clean; of a lasso, select the attacked images inside."""
         picture = self.picture
-        if event.inaxes is picture.map:
-            found = picture.nearest(event.x, event.y)
-            found = picture.nearest(event.x, event.y, attacked=False) if found is None else found
-            if found is not None:
-                self.choose(found)
-
-    def lassoed(self, corners: list[tuple[float, float]]) -> None:
-        """Select the attacked images inside; a click is no lasso."""
-        if len(corners) > 3:
-            inside = Path(corners).contains_points(self.picture.artists["attacked"].get_offsets())
+        way = picture.map.transData.transform(corners)
+        if np.ptp(way, axis=0).max() >= STILL:
+            inside = Path(corners).contains_points(picture.artists["attacked"].get_offsets())
             self.select(np.flatnonzero(inside).tolist())
+            return
+        found = picture.nearest(*way[-1])
+        found = picture.nearest(*way[-1], attacked=False) if found is None else found
+        if found is not None:
+            self.choose(found)
 
 
 def _split(figure: Any, rows: int, columns: int, **ratios: Any) -> Any:

@@ -15,10 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import ipywidgets
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
-from traitlets import TraitError, Unicode
+from traitlets import TraitError, Unicode, observe
 
 from robustviz.types import Progress
 
@@ -116,7 +118,7 @@ class Panel(ipywidgets.VBox):
         for name, preset in (presets or {}).items():
             self.presets[name].on_click(partial(self._pressed, preset))
         rows = [_row(self.presets.values()), _row(self.controls.values()), self._line, self._screen.widget]
-        super().__init__([row for row in rows if row is not None])
+        super().__init__([row for row in rows if row is not None], layout={"padding": "0 0 0 6px"})
         self.add_class("robustviz-panel")
         self.show(state)
 
@@ -212,7 +214,7 @@ def slider(low: Number, high: Number, step: Number, text: str) -> ipywidgets.Flo
     """Make a slider for arrow keys and mouse that reports when it is let go; three integers give integers."""
     whole = all(isinstance(value, int) for value in (low, high, step))
     kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-    settings: dict[str, Any] = {} if whole else {"readout_format": ".3g"}
+    settings: dict[str, Any] = {} if whole else {"readout_format": ".2f" if step >= 0.01 else ".4f"}
     settings |= {"value": low, "min": low, "max": high, "step": step, "description": text}
     return kind(**settings, continuous_update=False, style=_WIDE)
 
@@ -225,7 +227,7 @@ def choice_slider(values: Any, text: str) -> ipywidgets.SelectionSlider:
 
 def chooser(options: Any, text: str) -> ipywidgets.Dropdown:
     """Make a list to choose from; options are values, or pairs of word and value."""
-    return ipywidgets.Dropdown(options=list(options), description=text, style=_WIDE, layout=_FIT)
+    return _Chooser(options=list(options), description=text, style=_WIDE, layout=_FIT)
 
 
 def png(figure: Figure) -> bytes:
@@ -233,9 +235,19 @@ def png(figure: Figure) -> bytes:
     canvas: Any = FigureCanvasAgg(figure)
     stream = BytesIO()
     canvas.draw()
-    figure.set_layout_engine("none")
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        hold(figure)
     Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(stream, "PNG", compress_level=1)
     return stream.getvalue()
+
+
+def hold(figure: Figure) -> None:
+    """Leave the parts of a figure where its first drawing placed them: looking for places takes much of the time."""
+    figure.set_layout_engine("none")
+    for ax in filter(Axes.get_visible, figure.axes):
+        for axis in (ax.xaxis, ax.yaxis):
+            place = axis.label.get_transform().transform(axis.label.get_position())
+            axis.set_label_coords(*ax.transAxes.inverted().transform(place))
 
 
 class _Described(ipywidgets.Image):
@@ -245,6 +257,15 @@ class _Described(ipywidgets.Image):
     """
 
     description = Unicode("").tag(sync=True)
+
+
+class _Chooser(ipywidgets.Dropdown):
+    """A list in which None can be chosen like any other value; ipywidgets takes it for no choice and shows nothing."""
+
+    @observe("value")
+    def _propagate_value(self, change: Any) -> None:
+        values, chosen = self._options_values, change["new"]
+        self.index = values.index(chosen) if chosen in values else None
 
 
 _FIT = {"width": "auto"}

@@ -138,6 +138,7 @@ class _Row:
         self.shares.set(xlim=(0, 1.02), xticks=(0, 0.5, 1), yticks=range(len(self.classes)), yticklabels=self.classes)
         self.shares.tick_params(labelsize="x-small")
         self.shares.invert_yaxis()
+        self.shares.set_axisbelow(True)
 
     def show(self, ballot: Ballot) -> str:
         decided, share = self.classes[ballot.decision], float(ballot.shares.max())

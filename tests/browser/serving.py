@@ -23,7 +23,8 @@ ARGUMENTS = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = ROOT / "notebooks"
 
 READY = """() => {
     const context = window.jupyterapp?.shell?.currentWidget?.sessionContext;
@@ -34,6 +35,12 @@ READY = """() => {
 
 DONE = f"""() => ({READY})() &&
     ![...document.querySelectorAll('.jp-InputPrompt')].some(prompt => prompt.textContent.includes('*'))"""
+
+PIXELS = """panel => {
+    const canvas = panel.querySelector('.jupyter-matplotlib canvas'), image = [...panel.querySelectorAll('img')].at(-1);
+    return canvas ? canvas.toDataURL() : image.complete ? image.src : null;
+}"""
+"""A panel's picture is an image, or a canvas that hears the pointer."""
 
 SETTINGS = {
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
@@ -68,10 +75,11 @@ def served(kind, notebook, folder):
         command = ["voila", str(copy), "--Voila.ip=127.0.0.1", f"--token={token}"]
         command += ["--VoilaConfiguration.show_tracebacks=True"]
         ready, address = f"{place}/voila/static/voila.js", f"{place}/?token={token}"
+    here = ROOT if kind == "voila" else copy.parent  # Voila's settings, voila.json, are read where it is started
     command[0] = str(Path(sys.executable).parent / command[0])
     command += ["--no-browser", f"--port={port}"]
     with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=copy.parent)
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=here)
     try:
         answers(ready, server, folder / "server.log")
         yield address
@@ -153,17 +161,26 @@ def status(panel):
     return panel.locator("[role=status]")
 
 
+def changed(panel, before, limit=30):
+    """Wait until a panel shows other pixels than before."""
+    panel.page.wait_for_function(
+        f"([panel, before]) => ![null, before].includes(({PIXELS})(panel))",
+        arg=[panel.element_handle(), before],
+        timeout=1000 * limit,
+        polling="raf",
+    )
+
+
+def pixels(panel):
+    """What a panel shows, as text that is another when a pixel is; None while it is loading."""
+    return panel.evaluate(PIXELS)
+
+
 def step(panel, key="ArrowRight"):
     """Press a key on a panel's main slider and wait for another picture; return the seconds that it took."""
-    slider, picture = main_slider(panel), panel.locator("img").last
-    before = picture.get_attribute("src")
+    slider, before = main_slider(panel), pixels(panel)
     slider.focus()
     start = time.perf_counter()
     slider.press(key)
-    panel.page.wait_for_function(
-        "([picture, before]) => picture.src !== before && picture.complete",
-        arg=[picture.element_handle(), before],
-        timeout=30_000,
-        polling="raf",
-    )
+    changed(panel, before)
     return time.perf_counter() - start

@@ -69,7 +69,8 @@ def test_crosses_move_and_dots_stay(panel):
 
 def test_a_click_chooses_the_image_under_the_pointer(panel):
     target = panel.picture.nearest(*on_screen(panel, 11))
-    mouse(panel, "button_release_event", on_screen(panel, 11))
+    mouse(panel, "button_press_event", on_screen(panel, 11))
+    mouse(panel, "button_release_event", on_screen(panel, 11) + 1)
     assert panel.state().image == target
     assert panel.controls["image"].value == target
 
@@ -82,14 +83,31 @@ def test_hovering_shows_a_thumbnail_and_leaving_takes_it_away(panel):
     assert panel.pointer.thumbnail is None
 
 
+def test_hand_and_mouse_work_on_another_map(panel):
+    mouse(panel, "motion_notify_event", on_screen(panel, 3))
+    panel.picture.embedding = None  # as if the map had not been drawn
+    panel.picture.show(panel.record)
+    mouse(panel, "motion_notify_event", on_screen(panel, 4))
+    assert panel.pointer.thumbnail in panel.picture.map.get_children()
+    assert set(panel.pointer.lasso.artists) <= set(panel.picture.map.get_children())
+
+
 def test_a_lasso_selects_what_is_inside(panel):
-    low, high = panel.picture.map.get_xlim(), panel.picture.map.get_ylim()
-    whole = [(low[0], high[0]), (low[0], high[1]), (low[1], high[1]), (low[1], high[0])]
-    panel.pointer.lassoed(whole)
+    low, high = panel.picture.map.bbox.min + 2, panel.picture.map.bbox.max - 2
+    corners = [low, (low[0], high[1]), high, (high[0], low[1]), low]
+    mouse(panel, "button_press_event", corners[0])
+    for corner in corners[1:]:
+        mouse(panel, "motion_notify_event", corner)
+    (line,) = panel.pointer.lasso.artists
+    assert line.get_visible()
+    assert not line.get_animated()  # it is drawn with the rest
+    mouse(panel, "button_release_event", corners[-1])
     assert panel.selection == tuple(range(SIZE))
     assert f"{SIZE} images selected" in panel.message
-    panel.pointer.lassoed(whole[:1])  # a click is no lasso
-    assert len(panel.selection) == SIZE
+    assert panel.state() == FeatureState()  # where the lasso ends nothing is clicked
+    mouse(panel, "button_press_event", on_screen(panel, 11))
+    mouse(panel, "button_release_event", on_screen(panel, 11))
+    assert len(panel.selection) == SIZE  # and a click is no lasso
 
 
 def test_every_end_of_every_control(panel):

@@ -39,7 +39,7 @@ def doubled(state, progress):
 
 @pytest.fixture
 def panel():
-    controls = {"number": slider(0, 50, 1, "number"), "word": chooser([("none", None), "a", "b"], "word")}
+    controls = {"number": slider(0, 50, 1, "number"), "word": chooser([("none", None), ("a", "a"), ("b", "b")], "word")}
     return Panel(State(), controls, doubled, Dot(), presets={"nine": State(9, "b")})
 
 
@@ -159,3 +159,9 @@ def test_sliders_wait_until_they_are_let_go():
     assert [type(made.value) for made in sliders] == [int, float, float]
     assert not any(made.continuous_update for made in sliders)
     assert [word for word, _ in sliders[2].options] == ["0.1", "5"]
+
+
+def test_none_is_a_choice_like_any_other(panel):
+    panel.show(State(9, "b"))
+    panel.show(State())
+    assert (panel.controls["word"].label, panel.controls["word"].index) == ("none", 0)
