@@ -61,7 +61,7 @@ def served(kind, notebook, folder):
     homes = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
     environment = os.environ | {f"JUPYTER_{key}_DIR": str(folder / name) for key, name in homes.items()}
     environment |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "IPYTHONDIR": str(folder / "ipython")}
-    environment |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"), "PYTHONWARNINGS": "default"}
+    environment |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
