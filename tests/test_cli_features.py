@@ -11,8 +11,10 @@ from torch import nn
 from robustviz import checkpoints, cli
 from robustviz.assembly import defended
 from robustviz.cli.measure import data_name
+from robustviz.comparison import Contest
 from robustviz.data import ImageSet, digits
 from robustviz.defenses import wnll_classifier
+from robustviz.experiments import geometry
 from robustviz.experiments import geometry_closeup as closeup
 from robustviz.experiments.geometry import (
     CLEAN,
@@ -141,10 +143,19 @@ def test_a_template_is_found_with_any_held_out_share_and_number_of_training_imag
         checkpoints.template_source(other, training_set)
 
 
-def test_conditions_and_ways_are_attacked_in_the_same_batches(interpolating):
+def test_conditions_and_ways_are_attacked_in_the_same_batches(interpolating, monkeypatch):
+    sizes = set()
+
+    def noise(model, images, labels, /, *, threat, generator):
+        sizes.add(len(images))
+        return (images + threat.epsilon * (2 * torch.rand(images.shape, generator=generator) - 1)).clamp(0, 1)
+
+    contests = {"first": Contest(noise, "published"), "second": Contest(noise)}
+    monkeypatch.setattr(geometry, "contests_for", lambda model, steps: contests)
     model, source = interpolating
     test_set, threat = tiny(300, 1), Threat("linf", 0.1)  # a batch of 256 and one of 44
-    found = study("tiny", model, source, test_set, threat, [0.05, 0.1], source=source, steps=2, layer="body")
+    found = study("tiny", model, source, test_set, threat, [0.05, 0.1], source=source)
+    assert sizes == {256, 44}
     for name in (PUBLISHED, STRONGEST):
         assert found.ways[name].stages[-1] == 0.1
         assert torch.equal(found.ways[name].images[-1], found.conditions[name].images), name
