@@ -87,6 +87,8 @@ class Tally:
         try:
             stored = json.loads(path.read_text())
             before, self.done, self.differing = stored["settings"], stored["done"], stored["differing"]
+            if not isinstance(self.done, int) or self.done < 0:
+                raise ValueError(f"done must be a count, got {self.done!r}")
             predictions, distances = torch.tensor(stored["predictions"]), torch.tensor(stored["distances"])
             now = json.loads(json.dumps(self.settings))
             changed = sorted(name for name in now | before if now.get(name) != before.get(name))

@@ -81,9 +81,11 @@ def test_interrupted_and_resumed(says, elsewhere, monkeypatch, capsys):
         cli.app(["attack-suite", "digits-pgd", *SMALL, "--out", "net.json"])
     monkeypatch.setattr(measure, "evaluate", evaluate)
     assert not (elsewhere / "net.json").exists()
-    state = elsewhere / "net.unfinished"
+    state = elsewhere / "net.json.unfinished"
     assert json.loads(state.read_text())["done"] == 5  # of 2 batches for each of 5 conditions
-    with pytest.raises(FileExistsError, match=r"net.unfinished is an interrupted suite; add --resume .* or --force"):
+    with pytest.raises(
+        FileExistsError, match=r"net.json.unfinished is an interrupted suite; add --resume .* or --force"
+    ):
         says("digits-pgd", *SMALL, "--out", "net.json")
     with pytest.raises(ValueError, match="belongs to an evaluation with another attacks"):
         says("digits-pgd", *SMALL, "--out", "net.json", "--resume", "--epsilon", "0.1")
@@ -97,7 +99,7 @@ def test_force_starts_anew(says, elsewhere):
     (elsewhere / "net.json").write_text("old")
     with pytest.raises(FileExistsError, match=r"--out net.json exists; choose another name or add --force"):
         says("digits-pgd", *SMALL, "--out", "net.json")
-    (elsewhere / "net.unfinished").write_text("old")
+    (elsewhere / "net.json.unfinished").write_text("old")
     says("digits-pgd", *SMALL, "--attacks", "pgd", "--out", "net.json", "--force")
     assert [path.name for path in elsewhere.iterdir()] == ["net.json"]
 

@@ -66,6 +66,8 @@ def evaluate_command(
     """
     if out is not None and out.exists() and not force:
         raise FileExistsError(f"--out {out} exists; choose another name or add --force")
+    if out is not None and out.is_dir():
+        raise IsADirectoryError(f"--out {out} is a folder; name a JSON file")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, device, root)
@@ -107,15 +109,21 @@ def opened(
     Raises:
         ValueError: If the record is not from `robustviz train`, or the images do not suit the network.
     """
+    if images < 1:
+        raise ValueError(f"--images must be >= 1, got {images}")
     classifier, record = stored.load(checkpoint)
     if missing := {"data", "threat", "classes"} - record.settings.keys():
         raise ValueError(f"{checkpoint} is not from `robustviz train`: its record lacks {', '.join(sorted(missing))}")
     data = data_name(record, data)
-    known = Threat(record.settings["threat"]["norm"], record.settings["threat"]["epsilon"])
+    try:
+        known = Threat(record.settings["threat"]["norm"], record.settings["threat"]["epsilon"])
+        names = tuple(record.settings["classes"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the record of {checkpoint} is damaged ({error!r}); train the network again") from error
     radius = known.epsilon if epsilon is None and norm in (None, known.norm) else epsilon
     threat = usual_threat(data, norm or known.norm, radius)
     test_set = load(data, "test", root=root)
-    if test_set.classes != (names := tuple(record.settings["classes"])):
+    if test_set.classes != names:
         raise ValueError(f"--data {data} has the classes {test_set.classes}, but the network was trained on {names}")
     shape = list(test_set.images.shape[1:])
     if record.settings.get("image_shape", shape) != shape or record.settings["architecture"]["channels"] != shape[0]:

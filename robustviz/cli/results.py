@@ -11,7 +11,7 @@ from robustviz.data import DOWNLOADS, TORCHVISION_SETS
 from robustviz.distributed import processes
 from robustviz.experiments.measuring import Effort, measure_network, plans
 from robustviz.experiments.results import Suite, known_results
-from robustviz.experiments.results_page import read_results, write_page
+from robustviz.experiments.results_page import TITLE, read_results, write_page
 from robustviz.recipes import stem, usual_threat
 from robustviz.records import RunRecord, write_whole
 
@@ -90,6 +90,8 @@ def results(
         for name in chosen:
             _measure(name, data, effort, suites, device, root, out, force)
     processes().wait()
+    if page.exists() and not page.read_text().startswith(f"{TITLE}\n") and not force:
+        raise FileExistsError(f"--page {page} is no page of this command; choose another name or add --force")
     if processes().first:
         write_whole(page, write_page(read_results(out)))
     say(f"wrote {page}")

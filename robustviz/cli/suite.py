@@ -69,9 +69,14 @@ def attack_suite(
         raise ValueError(
             f"{checkpoint} answers by whole batches, from which no image can be left out; use `robustviz evaluate`"
         )
+    if steps < 1 or queries < 1:
+        raise ValueError(f"--steps and --queries must be >= 1, got {steps} and {queries}")
     names = [name for given in attacks for name in (STANDARD if given == "standard" else (given,))]
     made = suite_attacks(names, threat, len(test_set.classes), steps=steps, queries=queries)
     say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")
+    if not resume and processes().first:
+        state.unlink(missing_ok=True)
+    processes().wait()
     measured = measure(
         model,
         test_set,
@@ -96,13 +101,13 @@ def attack_suite(
 
 def _claim(out: Path, resume: bool, force: bool) -> Path:
     """Return where the finished batches are kept, or refuse to touch what is there."""
-    state = out.with_suffix(".unfinished")
+    state = out.with_name(f"{out.name}.unfinished")
+    if out.is_dir():
+        raise IsADirectoryError(f"--out {out} is a folder; name a JSON file")
     if out.exists() and not force:
         raise FileExistsError(f"--out {out} exists; choose another name or add --force")
     if state.exists() and not (resume or force):
         raise FileExistsError(f"{state} is an interrupted suite; add --resume to go on, or --force to start anew")
-    if not resume and processes().first:
-        state.unlink(missing_ok=True)
     return state
 
 

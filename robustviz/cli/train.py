@@ -1,5 +1,6 @@
 """The command `train`."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -104,6 +105,8 @@ def train(
         resume: Go on with the interrupted run that is there.
         force: Start anew although a run is there.
     """
+    if test_images < 1:
+        raise ValueError(f"--test-images must be >= 1, got {test_images}")
     if model not in MODELS:
         raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {model!r}")
     begun, origin = (None, None) if start is None else stored.load(start)
@@ -126,6 +129,9 @@ def train(
         shapes = [tuple(part.images.shape[1:]) for part in (image_set, test_set)]
         raise ValueError(f"--data {data} has training images of shape {shapes[0]} and test images of shape {shapes[1]}")
     image_set = image_set if images is None else image_set.subset(images)
+    if force and not resume:
+        for file in state_files(state):
+            file.unlink(missing_ok=True)  # of several processes another one may be faster
     say(f"training {model} on {len(image_set)} images of {image_set.name}, attack: {attack}, into {out}")
     hardened = harden(
         image_set,
@@ -172,7 +178,7 @@ def train(
     results = {"accuracy": measured.accuracy(), "worst_case": measured.worst_case(), "epochs": describe(hardened.logs)}
     record = RunRecord("train", settings, results, command=shlex.join(["robustviz", *sys.argv[1:]]))
     stored.save(weights, hardened.model, hardened.build, record, force=True)
-    for file in (state, *state.parent.glob(f"{state.name}-*")) if processes().first else ():
+    for file in state_files(state) if processes().first else ():
         file.unlink(missing_ok=True)
     say(f"\n{measured.to_markdown()}\n\nwrote {weights}; attack it with: robustviz evaluate {out}")
 
@@ -181,17 +187,24 @@ def claim(out: Path, resume: bool, force: bool) -> tuple[Path, Path]:
     """Return where a run writes its weights and its state, or refuse to touch what is there."""
     weights = out if out.suffix == ".safetensors" else out / "model.safetensors"
     state = weights.with_suffix(".state")
-    interrupted = list(state.parent.glob(f"{state.name}*"))  # a defense trained in stages has a file for each
+    interrupted = state_files(state)
     if out.is_file() and out != weights:
         raise FileExistsError(f"--out {out} is a file; name a folder, or a file that ends in .safetensors")
     if (weights.exists() or weights.with_suffix(".json").exists()) and not force:
         raise FileExistsError(f"--out {out} holds a finished run; choose another name or add --force")
     if interrupted and not (resume or force):
         raise FileExistsError(f"--out {out} holds an interrupted run; add --resume to go on, or --force to start anew")
-    if force and not resume:
-        for file in interrupted:
-            file.unlink(missing_ok=True)  # of several processes another one may be faster
     return weights, state
+
+
+def state_files(state: Path) -> list[Path]:
+    """Find what an interrupted run left; a defense that is trained in stages has a file for each."""
+    stages = [
+        file
+        for file in state.parent.glob(f"{state.name}-*")
+        if re.fullmatch(r"\d+[ab]", file.name[len(state.name) + 1 :])
+    ]
+    return [*([state] if state.exists() else []), *stages]
 
 
 def epoch_line(log: EpochLog, epochs: int) -> str:

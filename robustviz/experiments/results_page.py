@@ -13,6 +13,10 @@ from robustviz.records import table
 Measured = Mapping[str, NetworkResults]
 
 
+TITLE = "# Results on CIFAR-10"
+"""First line of the page; the command `results` replaces no other page unasked."""
+
+
 def read_results(folder: Path) -> dict[str, NetworkResults]:
     """Read every record of a folder, in alphabetical order.
 
@@ -33,7 +37,7 @@ def write_page(measured: Measured, command: str = "robustviz results --write-onl
         command: What writes the page again.
     """
     parts = [
-        "# Results on CIFAR-10",
+        TITLE,
         f"Written by `{command}` from the records in `data/results`; no number is typed by hand. "
         f"{_data(measured)} Figures in parentheses are 95 % intervals (Wilson) for the finite number of images. "
         "Robust accuracy is an upper bound: a stronger attack may find more.",

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from robustviz import checkpoints
 from robustviz.comparison import with_threat
 from robustviz.data import ImageSet
+from robustviz.defenses import WNLLHead
 from robustviz.experiments.wnll import wnll_contests
 from robustviz.geometry import Ballot, ballot
 from robustviz.lessons import template_source
@@ -184,6 +185,10 @@ def wnll_explorer(
         network, source = checkpoints.load("digits-pgd-wnll")[0], template_source("digits", "pgd-wnll")
     if source is None:
         raise ValueError("source must be given with a network: the images that its template was drawn from")
+    if not isinstance(network.head, WNLLHead):
+        raise ValueError(
+            f"network must have a WNLLHead, got {type(network.head).__name__}; `wnll_classifier` puts one there"
+        )
     images = usual_images() if images is None else images
     usual = usual_threat(images.name).epsilon
     template: Any = network.head.template

@@ -88,6 +88,8 @@ def test_a_state_that_does_not_exist(panel, wrong):
 
 def test_a_network_needs_the_source_of_its_template():
     network, _ = checkpoints.load("digits-wnll")
+    with pytest.raises(ValueError, match="network must have a WNLLHead, got Linear"):
+        wnll_explorer(checkpoints.load("digits-standard")[0], digits("train"))
     with pytest.raises(ValueError, match="source must be given"):
         wnll_explorer(network)
     with pytest.raises(ValueError, match="image_set must be what the template was drawn from"):
