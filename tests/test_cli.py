@@ -245,15 +245,20 @@ def test_every_stage_of_a_defense_is_claimed(tmp_path):
     with pytest.raises(FileExistsError, match="holds an interrupted run"):
         run("train", *SHORT, "--out", tmp_path)
     assert cli.train.claim(tmp_path, True, False) == (tmp_path / "model.safetensors", tmp_path / "model.state")
-    assert (tmp_path / "model.state-1a").exists()
-    cli.train.claim(tmp_path, False, True)
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "model.state-notes.txt").write_text("a person's")
+    assert cli.train.state_files(tmp_path / "model.state") == [tmp_path / "model.state-1a"]
+    with pytest.raises(FileNotFoundError, match="there is no data set or folder nowhere"):
+        run("train", "--data", "nowhere", "--out", tmp_path, "--force")
+    assert (tmp_path / "model.state-1a").exists(), "nothing is removed before the input is checked"
 
 
 def test_control_c_says_how_to_go_on(tmp_path):
     """Sent to a real process once its first epoch is on disk."""
     words = ["train", "--epochs", "2000", "--images", "100", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A suite that runs in the background ignores Ctrl-C, and its children would too.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([*COMMAND, *words], **pipes, preexec_fn=listen)
     try:
         for line in process.stdout:
             if line.startswith("epoch "):

@@ -229,7 +229,7 @@ def test_tables_are_those_of_one_process_bit_for_bit(pair, name):
 @needs_accelerate
 def test_the_command_runs_unchanged_under_a_launcher(tmp_path):
     """Lines are printed once, and what is on disk afterwards is what a single process leaves."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["train", "--images", "60", "--epochs", "1", "--precision", "fp32", "--out", str(tmp_path / "run")]
     words = [sys.executable, *launcher, "-m", "robustviz.cli", *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
