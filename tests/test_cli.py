@@ -319,7 +319,7 @@ def test_bad_numbers(unchecked, trained, tmp_path):
         (("train", "--device", "abacus", *out), "'abacus' is not there"),
         (("evaluate", trained, "--steps", "0"), "steps must be finite and >= 1, got 0"),
         (("evaluate", trained, "--restarts", "0"), "restarts must be finite and >= 1, got 0"),
-        (("evaluate", trained, "--images", "0"), "size must be from 1 to 359"),
+        (("evaluate", trained, "--images", "0"), "--images must be >= 1, got 0"),
         (("evaluate", trained, "--batch-size", "0"), "batch_size and repeats must be >= 1"),
     ):
         with pytest.raises(ValueError, match=message):
