@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.style
+import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -57,10 +58,15 @@ def new_axes(width: float = 6.4, height: float = 4.0) -> Axes:
     return Figure(figsize=(width, height)).subplots()
 
 
+def pixels(image: Float[Tensor, "c h w"]) -> np.ndarray:
+    """Lay an image out as Matplotlib wants it: (h, w) if it is gray, else (h, w, c), clipped to [0, 1]."""
+    laid = image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+    return laid.squeeze(2) if laid.shape[2] == 1 else laid
+
+
 def show_picture(ax: Axes, image: Float[Tensor, "c h w"]) -> None:
     """Show an image, gray or in color, without axes."""
-    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
-    ax.imshow(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(pixels(image), vmin=0, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     ax.xaxis.label.set_fontsize("small")  # so that `was automobile (100%)` stays in its column
     ax.grid(visible=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustviz.data import ImageSet
 from robustviz.evaluation import Sweep
 from robustviz.plots import COLORS, MARKERS, styled
-from robustviz.plots.style import show_picture
+from robustviz.plots.style import pixels, show_picture
 from robustviz.widgets.attack_record import MARGIN, AttackRecord, Attempt
 
 BARS = 10
@@ -83,7 +83,7 @@ class _Row:
         clean, attacked = attempt.clean_confidence, attempt.attacked_confidence
         change = 0.5 + (attempt.attacked - record.image) / (2 * largest or 1.0)
         for artist, image in zip(self.images, (record.image, attempt.attacked, change), strict=True):
-            artist.set_data(image[0].clamp(0, 1).permute(1, 2, 0).numpy())
+            artist.set_data(pixels(image[0]))
         for ax, confidence in zip(self.axes, (clean, attacked), strict=False):
             _decision(ax, confidence, attempt.label, record.classes)
         self.axes[2].set_xlabel(f"x {0.5 / largest:.3g}" if largest else "none")

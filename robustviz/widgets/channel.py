@@ -120,7 +120,6 @@ class ChannelPicture:
     """Magnitude above, frequency below, a column for each network.
 
     Args:
-        models: Names of the networks.
         classes: Names of the classes.
         record: What is drawn first.
     """

@@ -11,6 +11,7 @@ from matplotlib.path import Path
 from matplotlib.widgets import LassoSelector
 
 from robustviz.plots import COLORS, MapView, class_color, plot_map, show_picture, styled
+from robustviz.plots.style import pixels
 from robustviz.widgets.feature_record import NEIGHBORS, FeatureMeasurements, FeatureRecord
 
 REACH = 12
@@ -71,11 +72,11 @@ class FeaturePicture:
         label, decided = int(labels[state.image]), int(record.predictions[state.image])
         texts = (f"image {state.image}, class {self.classes[label]}", f"decided {self.classes[decided]}")
         for ax, image, text in zip(self.pair, record.pair, texts, strict=True):
-            ax.images[0].set_data(_pixels(image))
+            ax.images[0].set_data(pixels(image))
             ax.set_xlabel(text, color=COLORS[0] if decided == label or ax is self.pair[0] else COLORS[1])
         training = self.measured.training
         for ax, row in zip(self.neighbors, record.neighbors.tolist(), strict=True):
-            ax.images[0].set_data(_pixels(training.images[row]))
+            ax.images[0].set_data(pixels(training.images[row]))
             ax.set_xlabel(self.classes[int(training.labels[row])])
         self.neighbors[NEIGHBORS // 2].set_title("nearest training images, in feature space", loc="center")
         distance, margin = (course.show(record) for course in self.courses)
@@ -175,8 +176,8 @@ class Pointer:
         found = picture.nearest(event.x, event.y) if event.inaxes is picture.map else None
         if found is None:
             return
-        pixels = _pixels(picture.measured.trajectory.images[picture.shown.stage, found])
-        box = OffsetImage(pixels, zoom=48 / pixels.shape[0], cmap="gray", interpolation="nearest")
+        thumbnail = pixels(picture.measured.trajectory.images[picture.shown.stage, found])
+        box = OffsetImage(thumbnail, zoom=48 / thumbnail.shape[0], cmap="gray", interpolation="nearest")
         place = picture.artists["attacked"].get_offsets()[found]
         self.thumbnail = AnnotationBbox(box, place, xybox=(40, 40), boxcoords="offset points", pad=0.2)
         self.thumbnail.set_zorder(10)
@@ -199,7 +200,3 @@ class Pointer:
 
 def _split(figure: Any, rows: int, columns: int, **ratios: Any) -> Any:
     return figure.subfigures(rows, columns, **ratios)
-
-
-def _pixels(image: torch.Tensor) -> Any:
-    return image.clamp(0, 1).permute(1, 2, 0).cpu().numpy().squeeze()

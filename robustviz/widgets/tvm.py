@@ -15,6 +15,7 @@ from robustviz.defenses import TVM
 from robustviz.defenses.tvm import draw_kept, minimize_tv
 from robustviz.models import Classifier
 from robustviz.plots import COLORS, MARKERS, show_picture, styled
+from robustviz.plots.style import pixels
 from robustviz.recipes import usual_threat
 from robustviz.tensors import evaluating, seeded
 from robustviz.types import Images, Progress, Threat
@@ -143,7 +144,7 @@ class TVMPicture:
         """Move everything to a record; say in words what the network decides at each station."""
         pictures = (record.clean, record.came, record.kept, record.purified)
         for ax, picture in zip(self.stations, pictures, strict=True):
-            ax.images[0].set_data(picture.clamp(0, 1).permute(1, 2, 0).numpy().squeeze())
+            ax.images[0].set_data(pixels(picture))
         told = []
         shown = (self.stations[0], self.stations[1], self.stations[3])
         for ax, confidence, word in zip(shown, record.confidences, ("clean", "as it came", "purified"), strict=True):

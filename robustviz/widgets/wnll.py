@@ -17,6 +17,7 @@ from robustviz.geometry import Ballot, ballot
 from robustviz.lessons import template_source
 from robustviz.models import Classifier
 from robustviz.plots import COLORS, show_picture, styled
+from robustviz.plots.style import pixels
 from robustviz.recipes import usual_threat
 from robustviz.types import Progress, Threat
 from robustviz.widgets.networks import usual_images
@@ -143,14 +144,14 @@ class _Row:
 
     def show(self, ballot: Ballot) -> str:
         decided, share = self.classes[ballot.decision], float(ballot.shares.max())
-        self.image.images[0].set_data(_pixels(ballot.image))
+        self.image.images[0].set_data(pixels(ballot.image))
         self.image.set_ylabel("\n".join(wrap(ballot.condition, 14)))
         _mark(self.image, f"{decided} ({share:.0%})", ballot.decision == ballot.label)
         for place, ax in enumerate(self.voters):
             ax.set_visible(place < len(ballot.weights))
             if ax.get_visible():
                 label = int(ballot.labels[place])
-                ax.images[0].set_data(_pixels(ballot.voters[place]))
+                ax.images[0].set_data(pixels(ballot.voters[place]))
                 _mark(ax, f"{self.classes[label]} ({ballot.weights[place]:.0%})", label == ballot.label)
         for label, (bar, value) in enumerate(zip(self.bars, ballot.shares.tolist(), strict=True)):
             bar.set_width(value)
@@ -213,10 +214,6 @@ def wnll_explorer(
     return Panel(
         start if state is None else state, controls, measurements.compute, WNLLPicture(images), presets=presets
     )
-
-
-def _pixels(image: torch.Tensor) -> object:
-    return image.clamp(0, 1).permute(1, 2, 0).numpy().squeeze()
 
 
 def _mark(ax: Axes, text: str, right: bool) -> None:
