@@ -19,6 +19,7 @@ from robustviz.evaluation import evaluate
 from robustviz.experiments import tvm
 from robustviz.pipelines import Hardened, harden
 from robustviz.plots import plot_purified, plot_strengths
+from robustviz.recipes import usual_threat
 from robustviz.records import RunRecord, describe
 from robustviz.resume import EpochLog
 from robustviz.training import TrainConfig, hold_out, train
@@ -202,14 +203,14 @@ def test_only_the_naive_attack_is_published_and_thirty_masks_are_averaged():
 
 
 def test_attacks_that_know_of_the_purifier_are_stronger(shipped):
-    few = digits("test").subset(60)
-    contests = tvm.tvm_contests(steps=10, averaged_steps=5, draws=8)
-    attacks = {name: with_threat(contest.attack, THREAT) for name, contest in contests.items()}
-    accuracy = evaluate(shipped[1], few.images, few.labels, attacks).accuracy()
+    test_set = digits("test")
+    contests = tvm.tvm_contests(steps=10, averaged_steps=10, draws=10)
+    attacks = {name: with_threat(contest.attack, usual_threat("digits")) for name, contest in contests.items()}
+    accuracy = evaluate(shipped[1], test_set.images, test_set.labels, attacks).accuracy()
     assert accuracy["clean"] > 0.75
-    # One mask decides on an image, so a few images are luck: 0.02 is one of them.
+    # One mask decides on an image, which is luck for a few of them: so all test images are asked.
     assert accuracy["BPDA"] <= accuracy["naive"] + 0.02
-    assert accuracy["BPDA + EOT"] < accuracy["naive"]
+    assert accuracy["BPDA + EOT"] < accuracy["naive"] - 0.05
     assert accuracy["unrolled gradient"] < accuracy["clean"] - 0.15
 
 
