@@ -1,9 +1,10 @@
 """Execute lessons so that their bytes depend on their content alone: `python tests/normalize_notebooks.py [FILE ...]`.
 
-Cells that take more than five seconds are listed; each must state its time in a comment.
+With `--data cifar10 --out FOLDER` copies are executed on other images. Cells that take more than five seconds are
+listed; each must state its time in a comment.
 """
 
-import sys
+import argparse
 from datetime import datetime
 from pathlib import Path
 
@@ -11,16 +12,27 @@ import nbformat
 from nbconvert.preprocessors import ExecutePreprocessor
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+DATA = 'DATA = "digits"'
 
 
-def executed(path: Path) -> tuple[nbformat.NotebookNode, dict[str, float]]:
+def executed(path: Path, data: str = "digits") -> tuple[nbformat.NotebookNode, dict[str, float]]:
     """Run a lesson from a clean kernel, top to bottom, in its own folder.
+
+    Args:
+        path: Of the lesson.
+        data: What the first code cell of the copy that is run chooses.
 
     Returns:
         The lesson without times and widget state, and the seconds that each code cell took, by the cell's name.
     """
     notebook = nbformat.read(path, as_version=4)
-    runner = ExecutePreprocessor(timeout=300, kernel_name="python3", coalesce_streams=True)  # however they came in
+    if data != "digits":
+        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        if DATA not in first.source:
+            raise ValueError(f"the first code cell of {path} must hold {DATA}")
+        first.source = first.source.replace(DATA, f"DATA = {data!r}")
+    timeout = 300 if data == "digits" else 3600
+    runner = ExecutePreprocessor(timeout=timeout, kernel_name="python3", coalesce_streams=True)  # however they came in
     runner.preprocess(notebook, {"metadata": {"path": path.parent}})
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
@@ -40,8 +52,17 @@ def executed(path: Path) -> tuple[nbformat.NotebookNode, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or sorted(NOTEBOOKS.glob("*.ipynb")):
-        notebook, seconds = executed(Path(name))
-        nbformat.write(notebook, name)
+    parser = argparse.ArgumentParser(description="Execute lessons, in place unless --out names a folder.")
+    parser.add_argument("files", nargs="*", type=Path, default=sorted(NOTEBOOKS.glob("*.ipynb")))
+    parser.add_argument("--data", default="digits", help="digits or cifar10")
+    parser.add_argument("--out", type=Path, help="folder for the executed copies")
+    chosen = parser.parse_args()
+    if chosen.data != "digits" and chosen.out is None:
+        parser.error("--data needs --out: the lessons themselves show digits")
+    for path in chosen.files:
+        notebook, seconds = executed(path, chosen.data)
+        target = path if chosen.out is None else chosen.out / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, target)
         slow = ", ".join(f"{cell} {time:.0f} s" for cell, time in seconds.items() if time > 5)
-        print(f"{name}: {sum(seconds.values()):.0f} s; above 5 s: {slow or 'none'}")
+        print(f"{target}: {sum(seconds.values()):.0f} s; above 5 s: {slow or 'none'}", flush=True)
