@@ -53,6 +53,7 @@ def harden(
     gradient: Gradient = "exact",
     rounds: int = 2,
     start: Classifier | None = None,
+    origin: str | None = None,
     steps: int = 10,
     step_size: float | None = None,
     validation: float = 0.1,
@@ -81,6 +82,7 @@ def harden(
         start: A trained network of the same kind to begin with; it stays as it is. What it lacks, such as CAS or the
             buffer of WNLL, is added (see `extended`). Its TVM purifier, if it has one, also stands in front of the
             result; WNLL then trains on purified images alone.
+        origin: Name of `start`; an interrupted training goes on only from the same.
         steps: Of PGD.
         step_size: Of the attack, in pixel units; None is the usual one.
         validation: Share of the training images that chooses the epoch.
@@ -108,6 +110,7 @@ def harden(
     purifier = _purifier(defense, start)
     objective, against, monitor = players(attack, defense, threat, steps, step_size)
     loop: dict[str, Any] = {"attack": against, "monitor": monitor, "validation": validation, "on_epoch": on_epoch}
+    loop["origin"] = origin
     if purifier is not None or augment == "tvm":
         kinds: list[tvm.Part] = ["clean", "tvm"] if augment == "tvm" else ["tvm"] if defense == "wnll" else ["clean"]
         parts: list[list[tvm.Part]] = [kinds, ["clean"] if purifier is None else ["tvm"]]

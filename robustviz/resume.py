@@ -80,6 +80,13 @@ class TrainingState:
                 f"{self.path} is damaged or no training state ({error}); remove it to start anew"
             ) from error
         now = json.loads(json.dumps(self.settings))
+        stored["settings"].setdefault("start", now["start"])  # older states do not say
+        if (began := stored["settings"]["start"]) != now["start"]:
+            began, wanted = (name or "new weights" for name in (began, now["start"]))
+            raise ValueError(
+                f"{self.path} belongs to a run that began with {began}, not with {wanted}; "
+                "start from the same, or remove it to start anew"
+            )
         if stored["settings"] != now:
             changed = sorted(k for k in now | stored["settings"] if now.get(k) != stored["settings"].get(k))
             raise ValueError(

@@ -36,6 +36,7 @@ def train(
     monitor: Attack | None = None,
     validation: float | Tensor = 0.1,
     resume: Path | str | None = None,
+    origin: str | None = None,
     before_validation: Callable[[], Any] | None = None,
     on_epoch: Callable[[EpochLog], Any] | None = None,
 ) -> list[EpochLog]:
@@ -64,6 +65,7 @@ def train(
             Or the indices of the images to hold out.
         resume: File that holds the state after every epoch. If it exists, training goes on from there and
             ends as if it had never stopped. The caller removes it.
+        origin: Name of the trained network whose weights `model` begins with; a run goes on only from the same.
         before_validation: Called when an epoch's updates are done, to bring up to date what follows from the weights.
         on_epoch: Called after every epoch, when the state is safe on disk.
 
@@ -87,6 +89,7 @@ def train(
         "monitor": describe(monitor),
         "data": fingerprint(images, labels),
         "validation": validation.tolist() if isinstance(validation, Tensor) else validation,
+        "start": origin,
     }
     if processes().count > 1:
         settings["processes"] = processes().count

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "robustviz"
 LAYERS = [
     {"types", "distributed"},
     {"tensors", "records"},
-    {"config", "pictures", "resume", "tally", "robustness"},  # files for data, training and evaluation
+    {"config", "image_set", "pictures", "resume", "tally", "robustness"},  # files for data, training and evaluation
     {"data", "models", "objectives"},
     {"attacks", "defenses"},
     {"assembly", "recipes", "inference"},  # defenses put into networks; usual settings by name; fast copies

@@ -201,6 +201,12 @@ def test_a_resnet_comes_back(tmp_path):
     assert torch.equal(again(images), model(images))
 
 
+@pytest.mark.parametrize("name", checkpoints.shipped())
+def test_the_record_of_a_shipped_network_says_which_images_it_reads(name):
+    settings = checkpoints.load(name)[1].settings
+    assert settings["image_shape"] == ([1, 8, 8] if name.startswith("digits") else [3, 32, 32])
+
+
 def test_some_networks_come_with_the_library():
     assert {"digits-standard", "digits-pgd"} <= set(checkpoints.shipped())
 

@@ -313,18 +313,80 @@ def test_bad_numbers(unchecked, trained, tmp_path):
         (("train", "--epochs", "0", *out), "epochs must be >= 1, got 0"),
         (("train", "--batch-size", "0", *out), "batch_size must be >= 1"),
         (("train", "--learning-rate", "nan", *out), "learning_rate must be >= 0"),
-        (("train", "--images", "0", *out), "size must be from 1 to 1438"),
+        (("train", "--images", "0", *out), "--images must be >= 1, got 0"),
+        (("train", "--epsilon", "5", *out), "--epsilon must be from 0 to 1, .*got 5; .*8/255"),
         (("train", "--validation", "1", *out), "validation must be a share"),
         (("train", "--attack", "pgd", "--steps", "0", *out), "steps must be finite and >= 1, got 0"),
         (("train", "--device", "abacus", *out), "'abacus' is not there"),
         (("evaluate", trained, "--steps", "0"), "steps must be finite and >= 1, got 0"),
         (("evaluate", trained, "--restarts", "0"), "restarts must be finite and >= 1, got 0"),
         (("evaluate", trained, "--images", "0"), "--images must be >= 1, got 0"),
+        (("evaluate", trained, "--epsilon", "5"), "--epsilon must be from 0 to 1, .*linf.*, got 5; .*8/255"),
+        (("evaluate", trained, "--epsilon", "8.1", "--norm", "l2"), "--epsilon must be from 0 to 8, .*l2.*, got 8.1"),
         (("evaluate", trained, "--batch-size", "0"), "batch_size and repeats must be >= 1"),
     ):
         with pytest.raises(ValueError, match=message):
             run(*words)
     assert not (tmp_path / "new").exists()
+
+
+def test_bad_counts_are_refused_before_anything_is_measured(refuses):
+    for option in ("--few", "--images", "--batch-size", "--targets", "--cw-search"):
+        for value in ("0", "-1"):
+            assert f'Invalid value "{value}" for {option}. Must be >= 1' in refuses("results", option, value)
+
+
+def test_where_there_are_fewer_images_all_are_taken_and_the_line_says_how_many(says, pictures, tmp_path):
+    settings = ("--data", pictures, "--epochs", "1", "--batch-size", "8", "--images", "500", "--out", tmp_path / "run")
+    assert "training small_cnn on 32 images of pictures" in says("train", *settings)
+    assert "on 8 test images of pictures" in says("evaluate", tmp_path / "run", "--images", "500", "--attacks", "fgsm")
+
+
+@pytest.mark.parametrize("name", [name for name in checkpoints.shipped() if name.startswith("digits")])
+def test_a_shipped_network_refuses_pictures_of_another_size(tmp_path, name):
+    for digit in range(10):
+        (tmp_path / "large" / str(digit)).mkdir(parents=True)
+        for number in range(2):
+            Image.new("L", (16, 16), 20 * digit).save(tmp_path / "large" / str(digit) / f"{number}.png")
+    with pytest.raises(ValueError, match=r"images of shape \[1, 16, 16\], but .* made for \[1, 8, 8\]"):
+        run("evaluate", name, "--data", tmp_path / "large")
+
+
+# Starting from a trained network.
+
+
+@pytest.mark.parametrize(
+    ("start", "words", "message"),
+    [
+        ("digits-pgd", ("--model", "resnet20"), "is a small_cnn, not a resnet20; add --model small_cnn"),
+        ("digits-pgd-cas", (), "suppresses channels; add --defense cas"),
+        ("digits-wnll", ("--defense", "tvm"), "ends in the buffer of WNLL; add --defense wnll"),
+        (
+            "digits-pgd",
+            ("--data", "pictures"),
+            "has 10 classes, not 2 and reads images of 1 channels, not 3; give --data of its kind",
+        ),
+    ],
+)
+def test_another_network_is_no_start(pictures, monkeypatch, start, words, message):
+    monkeypatch.chdir(pictures.parent)
+    with pytest.raises(ValueError, match=f"--start {start} must be the network to train, but it {message}, or start"):
+        run("train", "--start", start, *words)
+    assert not Path("runs").exists()
+
+
+def test_a_run_goes_on_only_from_the_start_that_it_began_with(stops, tmp_path):
+    out = ("--out", tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run("train", *SHORT, *out, "--start", "digits-pgd")
+    stops.undo()
+    for words, wanted in (((), "new weights"), (("--start", "digits-standard"), "digits-standard")):
+        with pytest.raises(
+            ValueError, match=rf"model.state belongs to a run that began with digits-pgd .*not with {wanted}"
+        ):
+            run("train", *SHORT, *out, *words, "--resume")
+    run("train", *SHORT, *out, "--start", "digits-pgd", "--resume")
+    assert checkpoints.load(tmp_path / "run")[1].settings["start"]["name"] == "digits-pgd"
 
 
 def test_bad_folders(pictures, tmp_path):
@@ -379,7 +441,7 @@ def test_checkpoints_lists_what_comes_with_the_library(says):
 
 
 def test_evaluate_of_a_shipped_network(says):
-    text = says("evaluate", "digits-pgd", "--images", "40", "--attacks", "fgsm")
+    text = says("evaluate", "--checkpoint", "digits-pgd", "--images", "40", "--attacks", "fgsm")
     assert "digits-pgd on 40 test images of digits, linf, epsilon 0.15" in text
 
 

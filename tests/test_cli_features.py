@@ -83,6 +83,12 @@ def test_an_unknown_layer_lists_the_layers(tmp_path):
         run("features", "digits-pgd", "--layer", "stage9", "--images", 20, "--out", tmp_path / "new")
 
 
+def test_too_few_training_images_for_a_map_are_refused_before_any_attack(tmp_path):
+    with pytest.raises(ValueError, match=r"--training-images must be at least 16, .* got 3; give more"):
+        run("features", "digits-pgd", "--training-images", 3, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_template_of_a_shipped_network_is_found_and_others_get_one():
     training_set = digits("train")
     model, _ = checkpoints.load("digits-wnll")

@@ -28,7 +28,7 @@ from robustviz.diagnostics.attack_checks import (
     transferred,
     undefended_breaks,
 )
-from robustviz.diagnostics.findings import graded
+from robustviz.diagnostics.findings import doubted, graded
 from robustviz.diagnostics.gradients import gpus, gradient
 from robustviz.diagnostics.model_checks import (
     clean_accuracy,
@@ -335,8 +335,29 @@ def test_nan_and_guessing_are_noticed(networks, test_set):
     assert "NaN" in clean_accuracy(broken).reason
     wrong = Evidence(networks["pgd"], test_set.images, (test_set.labels + 1) % 10, THREAT)
     assert "guessing" in clean_accuracy(wrong).reason
-    few = Evidence(networks["pgd"], test_set.images[:8], test_set.labels[:8], THREAT)
-    assert clean_accuracy(few).verdict == "doubtful"
+    for count, shift in ((8, 0), (19, 0), (1, 0), (1, 1)):
+        few = Evidence(networks["pgd"], test_set.images[:count], (test_set.labels[:count] + shift) % 10, THREAT)
+        assert clean_accuracy(few).verdict == "doubtful"
+        assert "so few images" in clean_accuracy(few).reason
+
+
+def test_a_share_of_few_images_tells_nothing(networks, test_set):
+    images, labels = test_set.images[:1], test_set.labels[:1]
+    diagnosis = diagnose(networks["pgd"], images, labels, threat=THREAT, steps=2, queries=3)
+    assert diagnosis.verdict == "doubtful"
+    assert {finding.unit for finding in diagnosis.having("pass")}.isdisjoint({"share", "points"})
+    converged = diagnosis["twice the steps"]
+    assert "one image counts for 100 points here: too few to tell" in converged.reason
+    assert "100 images" in converged.remedy
+
+
+@pytest.mark.parametrize(
+    ("unit", "count", "verdict"), [("points", 19, "doubtful"), ("points", 20, "pass"), ("median gap", 1, "pass")]
+)
+def test_a_pass_is_taken_back_where_one_image_counts_for_more_than_five_points(unit, count, verdict):
+    assert doubted(Finding("check", "pass", 0.0, unit, "Because.", "source"), count).verdict == verdict
+    failed = Finding("check", "fail", 0.5, unit, "Because.", "source")
+    assert doubted(failed, count) is failed
 
 
 # Reports.
@@ -477,6 +498,11 @@ def test_bad_input_is_refused(networks, test_set):
             diagnose(networks["pgd"], images, labels, attacks={name: pgd})
     with pytest.raises(ValueError, match="logits of shape"):
         diagnose(nn.Flatten(0), images, labels)
+    with pytest.raises(TypeError, match=r"undefended must be a network .*, got str"):
+        diagnose(networks["pgd"], images, labels, undefended="digits-standard")
+    seven = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+    with pytest.raises(ValueError, match=r"undefended must have the 10 classes of the model, .* \(1, 7\)"):
+        diagnose(networks["pgd"], images, labels, undefended=seven)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

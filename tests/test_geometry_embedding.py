@@ -107,6 +107,8 @@ def test_lifting_a_training_point_gives_its_features(flat, umap):
     ("change", "message"),
     [
         ({"method": "tsne"}, "method must be one of umap, pca, got 'tsne'"),
+        ({"seed": -1}, r"seed must be from 0 to 2\*\*32 - 1, got -1"),
+        ({"seed": 2**32}, r"seed must be from 0 to 2\*\*32 - 1, got 4294967296"),
         ({"reference": clusters(15)}, r"at least 16 points of at least 2 channels, got \(15, 4\)"),
         ({"reference": snapshot(torch.rand(20, 1))}, r"at least 2 channels, got \(20, 1\)"),
         ({"reference": snapshot(torch.ones(20, 4))}, "reference must vary, but all 20 features of layer body"),
@@ -118,9 +120,9 @@ def test_lifting_a_training_point_gives_its_features(flat, umap):
     ],
 )
 def test_what_cannot_be_mapped_is_refused(unchecked, change, message):
-    given = {"reference": clusters(30), "records": [], "method": "pca", **change}
+    given = {"reference": clusters(30), "records": [], "method": "pca", "seed": 0, **change}
     with pytest.raises(ValueError, match=message):
-        embed(given["reference"], given["records"], method=given["method"])
+        embed(given["reference"], given["records"], method=given["method"], seed=given["seed"])
 
 
 def test_a_map_does_not_take_a_condition_twice(flat):

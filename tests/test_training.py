@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import signal
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -459,6 +461,23 @@ def test_another_run_is_not_resumed(some, state, changes, named):
     with pytest.raises(ValueError, match=rf"run.state belongs to a run with another {named};.*or remove it"):
         train(small(), some[0][:count], some[1][:count], resume=state, **settings)
     assert state.read_bytes() == before
+
+
+@pytest.mark.parametrize(("origin", "said"), [("net b", "net b"), (None, "new weights")])
+def test_another_start_is_not_resumed(some, tmp_path, origin, said):
+    train(small(), *some, FAST, resume=tmp_path / "run.state", origin="net a")
+    with pytest.raises(ValueError, match=rf"run.state belongs to a run that began with net a, not with {said}; start"):
+        train(small(), *some, FAST, resume=tmp_path / "run.state", origin=origin)
+
+
+def test_a_state_that_does_not_say_where_it_began_is_resumed(some, tmp_path):
+    path = tmp_path / "run.state"
+    train(small(), *some, FAST, resume=path)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["robustviz"])
+    del header["settings"]["start"]
+    save_file(load_file(path), path, {"robustviz": json.dumps(header)})
+    assert len(train(small(), *some, FAST, resume=path, origin="net a")) == FAST.epochs
 
 
 def test_another_model_is_not_resumed(some, state):

@@ -109,7 +109,7 @@ def apgd_targeted(
     classes, and any wrong decision counts. With fewer than four classes the objective is the difference of the two
     logits. Other arguments, result and errors are those of `apgd`; one more forward pass ranks the classes.
 
-    Source: Croce & Hein, "Reliable evaluation of adversarial robustness", arXiv 2003.01690, sections 4.1 and 5.
+    Source: Croce & Hein, "Reliable evaluation of adversarial robustness", arXiv 2003.01690 (targeted DLR).
     """
     at_least(1, steps=steps, targets=targets)
     check_images(images, labels)

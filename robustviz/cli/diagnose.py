@@ -3,12 +3,9 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter, validators
 
 from robustviz import checkpoints as stored
-from robustviz.cli.app import Radius, Seed, app, say
+from robustviz.cli.app import Count, Radius, Seed, app, say
 from robustviz.cli.measure import opened
 from robustviz.data import DOWNLOADS, ImageSet
 from robustviz.diagnostics import diagnose
@@ -18,13 +15,10 @@ from robustviz.records import write_whole
 from robustviz.tensors import seeded
 from robustviz.types import Norm
 
-Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
-
 
 @app.command(name="diagnose")
 def diagnose_command(
     checkpoint: str,
-    /,
     *,
     data: str | None = None,
     epsilon: Radius = None,
@@ -50,7 +44,7 @@ def diagnose_command(
         data: As in `robustviz train`; default: what the network was trained on.
         epsilon: How far the attacker may go, such as 8/255; default: what the record of the network says.
         norm: linf or l2; default: what the record says.
-        images: How many test images, drawn evenly from the classes; they are one batch.
+        images: How many test images, drawn evenly from the classes, all if there are fewer; they are one batch.
         undefended: A network of the same task without the defense, such as digits-standard; two checks need one.
         adaptive: Also run the attacks made for the network's defense, if it has one.
         steps: Steps of the iterated attacks.

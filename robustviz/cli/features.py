@@ -14,7 +14,7 @@ from robustviz.cli.measure import data_name, opened
 from robustviz.data import DOWNLOADS, load
 from robustviz.defenses import WNLLHead
 from robustviz.experiments.geometry import Pair, study_pair
-from robustviz.geometry import Embedding, Separation, separation_rows
+from robustviz.geometry import NEIGHBORS, Embedding, Separation, separation_rows
 from robustviz.models import Classifier
 from robustviz.records import RunRecord, describe, table, write_whole
 from robustviz.types import Norm
@@ -23,7 +23,6 @@ from robustviz.types import Norm
 @app.command
 def features(
     checkpoint: str,
-    /,
     *,
     beside: str | None = None,
     data: str | None = None,
@@ -59,8 +58,9 @@ def features(
         norm: linf or l2; default: what the record says.
         strengths: How many strengths a way has, 0 included.
         steps: Steps of the gradient attacks.
-        training_images: Clean images that the maps are fitted on, drawn evenly from the classes.
-        images: Test images that are attacked, drawn evenly from the classes.
+        training_images: Clean images that the maps are fitted on, drawn evenly from the classes; all if there are
+            fewer, and at least 16.
+        images: Test images that are attacked, drawn evenly from the classes; all if there are fewer.
         umap: Also draw a UMAP map, beside PCA.
         seed: Of the maps and of random starts.
         root: Folder of downloaded data sets; default data/downloads.
@@ -76,6 +76,12 @@ def features(
     other = None if beside is None else _beside(beside, checkpoint, data, root)
     pool = load(data, "train", root=root)
     training_set = pool.subset(min(training_images, len(pool)))
+    if len(training_set) <= NEIGHBORS:
+        raise ValueError(
+            f"--training-images must be at least {NEIGHBORS + 1}, because every point of a map is placed by its "
+            f"{NEIGHBORS} nearest, got {len(training_set)}; give more, the default is 2000"
+        )
+    say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")
     if isinstance(model.head, WNLLHead):
         pool = stored.template_source(checkpoint, pool)
     epsilons = [2 * threat.epsilon * i / (strengths - 1) for i in range(strengths)]

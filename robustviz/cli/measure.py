@@ -15,14 +15,13 @@ from robustviz.experiments import measured_with
 from robustviz.models import Classifier
 from robustviz.recipes import EvaluationAttack, evaluation_attacks, usual_device, usual_threat
 from robustviz.records import RunRecord
-from robustviz.tensors import seeded
+from robustviz.tensors import norms, seeded
 from robustviz.types import Norm, Threat
 
 
 @app.command(name="evaluate")
 def evaluate_command(
     checkpoint: str,
-    /,
     *,
     data: str | None = None,
     attacks: tuple[EvaluationAttack, ...] = ("fgsm", "ifgsm", "pgd"),
@@ -55,7 +54,7 @@ def evaluate_command(
         restarts: Random starts of PGD.
         adaptive: Also run the attacks made for the network's defense, if it has one; without them a defense that
             only hides its gradient looks robust.
-        images: How many test images, drawn evenly from the classes.
+        images: How many test images, drawn evenly from the classes; all if there are fewer.
         batch_size: Images at a time.
         survivors_only: Attack only what every attack before has left right: the same worst case, faster.
         seed: Of the random starts.
@@ -102,12 +101,13 @@ def opened(
         data: As in `robustviz train`; None is what the network was trained on.
         norm: Of the threat; None is what the record says.
         epsilon: Of the threat; None is what the record says, or the usual one for another norm.
-        images: How many test images, drawn evenly from the classes.
+        images: How many test images, drawn evenly from the classes; all if there are fewer.
         device: As in `robustviz train`.
         root: Folder of downloaded data sets.
 
     Raises:
-        ValueError: If the record is not from `robustviz train`, or the images do not suit the network.
+        ValueError: If the record is not from `robustviz train`, the images do not suit the network, or epsilon is
+            out of range.
     """
     if images < 1:
         raise ValueError(f"--images must be >= 1, got {images}")
@@ -129,8 +129,23 @@ def opened(
     if record.settings.get("image_shape", shape) != shape or record.settings["architecture"]["channels"] != shape[0]:
         known = record.settings.get("image_shape", [record.settings["architecture"]["channels"], "any", "any"])
         raise ValueError(f"--data {data} has images of shape {shape}, but the network was made for {known}")
+    check_radius(threat, test_set)
     where = usual_device(device)
     return classifier.to(where), test_set.subset(min(images, len(test_set))).to(where), threat
+
+
+def check_radius(threat: Threat, image_set: ImageSet) -> None:
+    """Refuse a radius that reaches beyond every image: it is a mistake, such as gray levels.
+
+    Raises:
+        ValueError: If epsilon is larger than the distance from black to white.
+    """
+    farthest = norms(torch.ones_like(image_set.images[:1]), threat.norm).item()
+    if threat.epsilon > farthest:
+        raise ValueError(
+            f"--epsilon must be from 0 to {farthest:.4g}, the {threat.norm} distance from black to white on the [0, 1] "
+            f"pixel scale, got {threat.epsilon:.4g}; give gray levels as a fraction, such as 8/255"
+        )
 
 
 def data_name(record: RunRecord, data: str | None) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from robustviz import checkpoints as stored
-from robustviz.cli.app import Seed, app, say
+from robustviz.cli.app import Count, Seed, app, say
 from robustviz.cli.measure import opened
 from robustviz.data import DOWNLOADS, TORCHVISION_SETS
 from robustviz.distributed import processes
@@ -22,16 +22,16 @@ SUITES: tuple[Suite, ...] = ("common", "heads", "adaptive", "ensemble")
 def results(
     *names: str,
     data: str = "cifar10",
-    images: int = 500,
-    few: int = 200,
+    images: Count = 500,
+    few: Count = 200,
     suites: tuple[Suite, ...] = SUITES,
-    batch_size: int = 256,
-    steps: int = 20,
-    ensemble_steps: int = 50,
-    targets: int = 4,
-    square_steps: int = 500,
-    cw_steps: int = 50,
-    cw_search: int = 5,
+    batch_size: Count = 256,
+    steps: Count = 20,
+    ensemble_steps: Count = 50,
+    targets: Count = 4,
+    square_steps: Count = 500,
+    cw_steps: Count = 50,
+    cw_search: Count = 5,
     seed: Seed = 0,
     device: str = "auto",
     root: Path = DOWNLOADS,
@@ -49,7 +49,7 @@ def results(
         names: Networks that `robustviz checkpoints` lists, run folders or .safetensors files; default: all that come
             with the library and whose names begin like the data set's.
         data: As in `robustviz train`.
-        images: Test images, drawn evenly from the classes.
+        images: Test images, drawn evenly from the classes; all if there are fewer.
         few: The first of them, for Carlini & Wagner and for adaptive attacks through a purifier, which are slow.
         suites: common: the attacks of the papers, as published; heads: WNLL one image at a time, and its linear head;
             adaptive: attacks made for the defense; ensemble: Auto-PGD, its targeted form, FMN, Square.

@@ -17,7 +17,6 @@ from robustviz.types import Norm
 @app.command(name="attack-suite")
 def attack_suite(
     checkpoint: str,
-    /,
     *,
     data: str | None = None,
     attacks: tuple[Literal["standard"] | SuiteAttack, ...] = ("standard",),
@@ -52,7 +51,7 @@ def attack_suite(
         steps: Steps of the attacks that follow a gradient.
         queries: Queries of square and noise, which see only outputs.
         adaptive: Also run the attacks made for the network's defense, if it has one.
-        images: How many test images, drawn evenly from the classes.
+        images: How many test images, drawn evenly from the classes; all if there are fewer.
         batch_size: Images at a time.
         fast: Make the attacks on a copy with batch norm folded into the convolutions; the network itself decides.
         seed: Of the random starts.

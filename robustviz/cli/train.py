@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 from robustviz import checkpoints as stored
+from robustviz.assembly import has_buffer, has_cas
 from robustviz.cli.app import Radius, Seed, app, say
-from robustviz.cli.measure import measure
-from robustviz.data import DOWNLOADS, load
+from robustviz.cli.measure import check_radius, measure
+from robustviz.data import DOWNLOADS, ImageSet, load
 from robustviz.defenses.tvm import TVM
 from robustviz.defenses.wnll_head import Gradient
 from robustviz.distributed import processes
 from robustviz.experiments import measured_with
-from robustviz.models import MODELS
+from robustviz.models import MODELS, Classifier
 from robustviz.pictures import cache_folder
 from robustviz.pipelines import Augmentation, Defense, harden, players
 from robustviz.recipes import (
@@ -95,8 +96,8 @@ def train(
         weight_decay: L2 penalty on the weights.
         precision: bf16 computes faster on processors made for it; fp32 switches that off; auto decides.
         validation: Share of the training images that is held out.
-        images: Train on only so many images, drawn evenly from the classes.
-        test_images: Measure the result on so many test images; behind TVM on at most 250.
+        images: Train on only so many images, drawn evenly from the classes; on all if there are fewer.
+        test_images: Measure the result on so many test images, or on all if there are fewer; behind TVM on at most 250.
         seed: Decides weights, order and random starts.
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
@@ -107,9 +108,12 @@ def train(
     """
     if test_images < 1:
         raise ValueError(f"--test-images must be >= 1, got {test_images}")
+    if images is not None and images < 1:
+        raise ValueError(f"--images must be >= 1, got {images}")
     if model not in MODELS:
         raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {model!r}")
-    begun, origin = (None, None) if start is None else stored.load(start)
+    begun, before = (None, None) if start is None else stored.load(start)
+    origin = None if before is None else {"name": start, "sha256": before.results["sha256"]}
     threat = usual_threat(data, norm, epsilon)
     config = TrainConfig(
         epochs=epochs,
@@ -128,7 +132,10 @@ def train(
     if image_set.images.shape[1:] != test_set.images.shape[1:]:
         shapes = [tuple(part.images.shape[1:]) for part in (image_set, test_set)]
         raise ValueError(f"--data {data} has training images of shape {shapes[0]} and test images of shape {shapes[1]}")
-    image_set = image_set if images is None else image_set.subset(images)
+    check_radius(threat, image_set)
+    if begun is not None and before is not None:
+        check_start(f"--start {start}", begun, before, model, defense, image_set)
+    image_set = image_set if images is None else image_set.subset(min(images, len(image_set)))
     if force and not resume:
         for file in state_files(state):
             file.unlink(missing_ok=True)  # of several processes another one may be faster
@@ -144,6 +151,7 @@ def train(
         gradient=gradient,
         rounds=rounds,
         start=begun,
+        origin=None if origin is None else f"{start} (sha256 {origin['sha256'][:8]})",
         steps=steps,
         step_size=step_size,
         validation=validation,
@@ -169,7 +177,7 @@ def train(
         "defense": defense,
         "augment": augment,
         "rounds": rounds,
-        "start": origin and {"name": start, "sha256": origin.results["sha256"]},
+        "start": origin,
         "objective": describe(objective),
         "attack": describe(opponent),
         "training": describe(config),
@@ -195,6 +203,39 @@ def claim(out: Path, resume: bool, force: bool) -> tuple[Path, Path]:
     if interrupted and not (resume or force):
         raise FileExistsError(f"--out {out} holds an interrupted run; add --resume to go on, or --force to start anew")
     return weights, state
+
+
+def check_start(
+    start: str, begun: Classifier, before: RunRecord, network: str, defense: Defense, image_set: ImageSet
+) -> None:
+    """Refuse to start from another network than the one to train, unless training adds what differs.
+
+    Args:
+        start: What the person typed.
+        begun: The network to start from.
+        before: Its record.
+        network: Name of the network to train.
+        defense: Of the network to train.
+        image_set: What it is trained on.
+
+    Raises:
+        ValueError: If they differ otherwise.
+    """
+    made, other = before.settings["architecture"], "give --data of its kind"
+    kind, classes, channels = made.get("network", made["function"]), made["classes"], made["channels"]
+    wanted = len(image_set.classes), image_set.images.shape[1]
+    known = [
+        (kind != network, f"is a {kind}, not a {network}", f"add --model {kind}"),
+        (classes != wanted[0], f"has {classes} classes, not {wanted[0]}", other),
+        (channels != wanted[1], f"reads images of {channels} channels, not {wanted[1]}", other),
+        (has_cas(begun) and defense != "cas", "suppresses channels", "add --defense cas"),
+        (has_buffer(begun) and defense != "wnll", "ends in the buffer of WNLL", "add --defense wnll"),
+    ]
+    if found := [(difference, remedy) for differs, difference, remedy in known if differs]:
+        differences, remedies = (" and ".join(dict.fromkeys(words)) for words in zip(*found, strict=True))
+        raise ValueError(
+            f"{start} must be the network to train, but it {differences}; {remedies}, or start from another"
+        )
 
 
 def state_files(state: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """What a diagnosis says: findings with verdict, number and reason, and the report made of them."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,6 +13,11 @@ from robustviz.report import Grid, Section, write_report
 
 Verdict = Literal["pass", "doubtful", "fail", "not run"]
 Overall = Literal["real", "doubtful", "not real"]
+
+FEW = 20
+"""Below so many images a single one counts for more than the five points at which most checks fail."""
+
+MORE_IMAGES = "Use at least 100 images."
 
 CAUTION = (
     "Robust accuracy is an upper bound: a stronger attack may find more. A check that passes found no sign of a false "
@@ -73,6 +78,14 @@ def graded(number: float, good: float, bad: float) -> Verdict:
     if number <= good + 1e-9:
         return "pass"
     return "doubtful" if number <= bad + 1e-9 else "fail"
+
+
+def doubted(finding: Finding, count: int) -> Finding:
+    """Take back that a share, or a difference of shares, passed if it comes from too few images to be told."""
+    if count >= FEW or finding.verdict != "pass" or finding.unit not in ("share", "points"):
+        return finding
+    reason = f"{finding.reason} But one image counts for {100 / count:.0f} points here: too few to tell."
+    return replace(finding, verdict="doubtful", reason=reason, remedy=MORE_IMAGES)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import torch
 
 from robustviz.diagnostics.evidence import DRAWS, PASSES, SAME, Evidence
-from robustviz.diagnostics.findings import Finding, Verdict, graded
+from robustviz.diagnostics.findings import FEW, MORE_IMAGES, Finding, Verdict, graded
 from robustviz.evaluation import wilson
 from robustviz.tensors import batch_dependent
 
@@ -38,7 +38,7 @@ def clean_accuracy(evidence: Evidence) -> Finding:
         names, verdict = _some(evidence.changes), "fail"
         reason += f", but each use changes it: in evaluation mode a forward pass changed {names}."
         remedy = "A forward pass must not call train() nor write to buffers."
-    elif low <= 1 / classes:
+    elif low <= 1 / classes and count >= FEW:
         verdict, reason = "fail", f"{reason}, hardly more than by guessing among {classes} classes."
         remedy = "Check labels, normalization and the range of the images."
     elif evidence.training:
@@ -47,9 +47,8 @@ def clean_accuracy(evidence: Evidence) -> Finding:
         remedy = (
             "Call model.eval() before you measure: in train mode answers depend on the batch and change the network."
         )
-    elif high - low > 0.2:
-        verdict, reason = "doubtful", f"{reason}; so few images leave too much open."
-        remedy = "Use at least 100 images."
+    elif high - low > 0.2 or count < FEW:
+        verdict, reason, remedy = "doubtful", f"{reason}; so few images leave too much open.", MORE_IMAGES
     else:
         reason += ", and a forward pass leaves modes and buffers as they were."
     return Finding("clean accuracy", verdict, share, "share", reason, CARLINI, remedy)

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from robustviz.diagnostics import attack_checks, model_checks
 from robustviz.diagnostics.evidence import RESERVED, Evidence
-from robustviz.diagnostics.findings import Diagnosis, Finding, share_of
+from robustviz.diagnostics.findings import Diagnosis, Finding, doubted, share_of
 from robustviz.diagnostics.gradients import gpus
 from robustviz.records import describe
 from robustviz.tensors import check_images, draw_seed
@@ -67,9 +67,9 @@ def diagnose(
         One finding for each check, and the accuracies that they rest on.
 
     Raises:
-        TypeError: If images or labels are not tensors of the right kind.
+        TypeError: If images or labels are not tensors of the right kind, or `undefended` is no network.
         ValueError: If images, labels or a setting are out of range, a name in `attacks` is one that the checks use,
-            or the model does not return logits (n, K).
+            the model does not return logits (n, K), or `undefended` has another number of classes.
 
     Source: Carlini et al., arXiv 1902.06705; Athalye et al., arXiv 1802.00420; Tramer et al., arXiv 2002.08347; Croce &
     Hein, arXiv 2003.01690; Pintor et al., arXiv 2106.09947.
@@ -77,6 +77,9 @@ def diagnose(
     check_images(images, labels)
     if steps < 1 or queries < 1:
         raise ValueError(f"steps and queries must be >= 1, got {steps} and {queries}")
+    if not isinstance(undefended, nn.Module | None):
+        kind = type(undefended).__name__
+        raise TypeError(f"undefended must be a network (nn.Module) or None, got {kind}; checkpoints.load reads one")
     seed = draw_seed(generator)
     attacks = {} if attacks is None else dict(attacks)
     if taken := [name for name in attacks if name.startswith(RESERVED)]:
@@ -86,9 +89,11 @@ def diagnose(
     bar = tqdm(total=len(CHECKS), leave=False, disable=None if on_check is None else True)
     with untouched(images, *models), counted(model) as seen, bar:
         evidence = Evidence(model, images, labels, threat, attacks, undefended, seed, steps, queries)
+        if undefended is not None:
+            _check_undefended(evidence)
         for done, check in enumerate(CHECKS, 1):
             bar.set_description(check.__name__.replace("_", " "))
-            findings.append(check(evidence))
+            findings.append(doubted(check(evidence), len(images)))
             bar.update()
             if on_check is not None:
                 on_check(findings[-1], done, len(CHECKS))
@@ -105,6 +110,15 @@ def diagnose(
     accuracy = {name: share_of(right) for name, right in evidence.right.items()}
     worst = share_of(torch.stack([*evidence.right.values()]).all(0))
     return Diagnosis(tuple(findings), accuracy, worst, settings)
+
+
+def _check_undefended(evidence: Evidence) -> None:
+    found, classes = tuple(evidence.ask(evidence.images[:1], evidence.undefended).shape), evidence.logits.shape[1]
+    if found != (1, classes):
+        raise ValueError(
+            f"undefended must have the {classes} classes of the model, but it answers one image with logits of shape "
+            f"{found}; give a network of the same data set"
+        )
 
 
 @contextmanager

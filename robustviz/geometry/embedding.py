@@ -158,11 +158,12 @@ def embed(
         records: Snapshots or trajectories of the same layer, each with a condition of its own.
         method: "umap" keeps neighborhoods (its first import after an installation compiles for about 20 s); "pca"
             projects on the two directions of largest variance.
-        seed: Of UMAP. The same seed gives the same map on one machine, bit for bit.
+        seed: Of UMAP, from 0 to 2**32 - 1. The same seed gives the same map on one machine, bit for bit.
 
     Raises:
-        ValueError: If the method is unknown; if the reference has too few points or channels, is constant or not
-            finite; or if a record is of another layer, not finite, or shares its condition with another one.
+        ValueError: If the method is unknown or the seed out of range; if the reference has too few points or channels,
+            is constant or not finite; or if a record is of another layer, not finite, or shares its condition with
+            another one.
 
     Source: McInnes, Healy & Melville, "UMAP: Uniform manifold approximation and projection", arXiv 1802.03426;
     Pearson, "On lines and planes of closest fit to systems of points in space", 1901. PCA maps of penultimate features
@@ -170,6 +171,8 @@ def embed(
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed}")
     _check_reference(reference)
     _check_records(records, reference, ())
     parts = ("values", "labels", "predictions", "indices")
@@ -182,7 +185,11 @@ def embed(
         plane = Embedding("pca", seed, reference, torch.zeros(len(reference.values), 2).double(), axes)
         return replace(plane, coordinates=plane.place(reference.values)).extended(records)
     values = [record.values.reshape(-1, record.values.shape[-1]) for record in records]
-    coordinates, placed = _umap(reference.values, values, seed)
+    threads = torch.get_num_threads()
+    try:
+        coordinates, placed = _umap(reference.values, values, seed)
+    finally:
+        torch.set_num_threads(threads)  # numba has set it anew for the whole process
     positions = {
         record.condition: part.reshape(*record.values.shape[:-1], 2)
         for record, part in zip(records, placed, strict=True)

@@ -14,7 +14,7 @@ from robustviz.evaluation import Sweep, sweep
 from robustviz.recipes import usual_threat
 from robustviz.widgets.attack_picture import AttackPicture
 from robustviz.widgets.attack_record import ATTACKS, AttackState, attack_image
-from robustviz.widgets.networks import usual_images, usual_networks
+from robustviz.widgets.networks import compared, usual_images
 from robustviz.widgets.own_picture import Shape, shrink
 from robustviz.widgets.panel import Panel, chooser, slider
 
@@ -38,9 +38,9 @@ def attack_explorer(
         curve_size: Images behind the curve of accuracy, which is measured once, with PGD-10.
 
     Raises:
-        ValueError: If the state cannot be shown.
+        ValueError: If there is no network, or the state cannot be shown.
     """
-    networks = usual_networks() if networks is None else networks
+    networks = compared(networks)
     images = usual_images() if images is None else images
     usual = usual_threat(images.name).epsilon
     start = AttackState(epsilon=usual)

@@ -14,7 +14,7 @@ from robustviz.features import ChannelStats, FeatureSnapshot, channel_stats, las
 from robustviz.plots import plot_frequency, plot_magnitude, styled
 from robustviz.recipes import usual_threat
 from robustviz.types import Images, Progress, Threat
-from robustviz.widgets.networks import usual_images, usual_networks
+from robustviz.widgets.networks import compared, usual_images
 from robustviz.widgets.panel import Panel, choice_slider, chooser
 
 ATTACKS: dict[str, Callable[..., Images]] = {"FGSM": fgsm, "PGD-10": pgd}
@@ -175,9 +175,10 @@ def channel_explorer(
         size: Images that are measured, with every class in proportion.
 
     Raises:
-        ValueError: If the state cannot be shown, or a network is not made of the blocks of `models`.
+        ValueError: If there is no network, the state cannot be shown, or a network is not made of the blocks of
+            `models`.
     """
-    networks = usual_networks() if networks is None else networks
+    networks = compared(networks)
     images = usual_images() if images is None else images
     usual = usual_threat(images.name).epsilon
     strengths = [round(share * usual, 6) for share in STRENGTHS]

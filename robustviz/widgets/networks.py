@@ -1,5 +1,9 @@
 """The networks and images that a panel shows unless it is given others."""
 
+from collections.abc import Mapping
+
+from torch import nn
+
 from robustviz import checkpoints
 from robustviz.data import ImageSet, digits
 from robustviz.models import Classifier
@@ -9,6 +13,19 @@ def usual_networks() -> dict[str, Classifier]:
     """Return a standard and an adversarially trained network of digits, by the names that pictures give them."""
     names = {"standard": "digits-standard", "adversarially trained": "digits-pgd"}
     return {word: checkpoints.load(name)[0] for word, name in names.items()}
+
+
+def compared(networks: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
+    """Return the networks that a panel sets side by side: those given, or the usual ones.
+
+    Raises:
+        ValueError: If none is given.
+    """
+    if networks is None:
+        return usual_networks()
+    if not networks:
+        raise ValueError("networks must hold at least one network by its name, got none; leave it out to take digits")
+    return networks
 
 
 def usual_images() -> ImageSet:

@@ -122,12 +122,17 @@ def test_a_state_comes_back(panel):
     assert (panel.state(), panel.message, bytes(panel.children[-1].value)) == (state, said, seen)
 
 
+def test_a_panel_without_networks_is_refused():
+    with pytest.raises(ValueError, match="networks must hold at least one network by its name, got none"):
+        attack_explorer({})
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"image": 359}, "image must be"),
-        ({"attack": "FGSN"}, "attack cannot be 'FGSN'"),
-        ({"epsilon": -0.1}, "epsilon must be"),
+        ({"image": 359}, "image must be from 0 to 358, got 359"),
+        ({"attack": "FGSN"}, "attack cannot be 'FGSN'; it must be one of 'FGSM', .*'FMN'"),
+        ({"epsilon": -0.1}, "epsilon must be from 0.0 to 1.0, got -0.1"),
         ({"epsilon": float("nan")}, "epsilon must be"),
         ({"steps": 0}, "steps must be"),
         ({"target": 10}, "target cannot be 10"),

@@ -91,6 +91,11 @@ def test_impossible_states_are_refused(panel, state):
         panel.show(state)
 
 
+def test_a_panel_without_networks_is_refused():
+    with pytest.raises(ValueError, match="networks must hold at least one network by its name, got none"):
+        channel_explorer({})
+
+
 def test_a_class_without_images_is_told():
     images = usual_images().subset(5)
     measurements = ChannelMeasurements(usual_networks(), images, (0.0, 0.1))
