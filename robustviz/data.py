@@ -75,6 +75,9 @@ def torchvision_set(
 ) -> ImageSet:
     """Load CIFAR-10, SVHN or MNIST as torchvision keeps it, in a fixed shuffled order.
 
+    The order is that of a folder with the same pictures, numbered within their classes: numbers of images mean the
+    same in both.
+
     Args:
         name: Which set.
         root: Folder of the downloaded files.
@@ -116,8 +119,9 @@ def torchvision_set(
         raise FileNotFoundError(
             f"{name} is not in {root}: fetch it with `robustviz fetch {name} --root {root}`"
         ) from error
-    images = pixels.contiguous().float() / 255
-    return _shuffled(ImageSet(images, torch.as_tensor(labels).long(), classes, name))
+    labels = torch.as_tensor(labels).long()
+    by_class = labels.argsort(stable=True)  # as in a folder of the same pictures
+    return _shuffled(ImageSet(pixels[by_class].contiguous().float() / 255, labels[by_class], classes, name))
 
 
 def _shuffled(image_set: ImageSet) -> ImageSet:

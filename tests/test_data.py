@@ -264,6 +264,19 @@ def test_torchvision_sets(name, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("part", ["train", "all"])
+def test_a_folder_of_the_same_pictures_has_the_same_order(part, tmp_path, monkeypatch):
+    sets = forged(monkeypatch, "cifar10", tmp_path)
+    for name, (pixels, labels) in sets.items():
+        for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            file = tmp_path / "pictures" / name / str(label) / f"{number:04}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(file)
+    fetched, folder = load("cifar10", part, root=tmp_path), load(str(tmp_path / "pictures"), part)
+    assert torch.equal(fetched.images, folder.images)
+    assert torch.equal(fetched.labels, folder.labels)
+
+
 @pytest.mark.parametrize("name", ["cifar10", "svhn", "mnist"])
 def test_missing_files_name_the_command(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"robustviz fetch {name} --root {tmp_path}"):

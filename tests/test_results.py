@@ -196,7 +196,7 @@ def test_without_a_figure_any_gain_beyond_chance_will_do():
 def test_what_was_not_tested_is_said():
     both = pair(69, 60)
     assert "before and after not trained here" in verdict(CLAIM, {}).text
-    assert "after not trained here: needs a GPU" in verdict(CLAIM, {"before": both["before"]}).text
+    assert "after not trained here: a matter of hours without a GPU" in verdict(CLAIM, {"before": both["before"]}).text
     assert "FGSM was not measured" in verdict(replace(CLAIM, condition="FGSM"), both).text
     other = replace(both["after"], identity={"weights": "after", "images": "others"})
     assert "same images" in verdict(CLAIM, both | {"after": other}).text

@@ -124,7 +124,7 @@ def verdict(claim: Claim, measured: Mapping[str, NetworkResults]) -> Verdict:
     """Hold a claim against what was measured; the rule is `RULE`."""
     needed = (claim.before, claim.after)
     if missing := [name for name in needed if name not in measured]:
-        return Verdict(f"not tested ({' and '.join(missing)} not trained here: needs a GPU)")
+        return Verdict(f"not tested ({' and '.join(missing)} not trained here: a matter of hours without a GPU)")
     before, after = (measured[name] for name in needed)
     if (before.identity["images"], before.threat) != (after.identity["images"], after.threat):
         return Verdict("not tested (both networks must be measured on the same images, within the same threat)")
