@@ -4,6 +4,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -19,6 +20,8 @@ from robustviz.widgets.panel import Panel, choice_slider, chooser, slider
 
 class Live:
     """A screen on which the figure itself lives, so that it hears the pointer (ipympl).
+
+    Artists of its Axes that are animated are what moves: a step draws them alone, over a kept drawing of all the rest.
 
     Args:
         figure: What is shown.
@@ -36,13 +39,32 @@ class Live:
         self.widget.header_visible = self.widget.footer_visible = False
         self.widget.toolbar_visible = False
         self.widget.resizable = False
+        self._rest: Any = None
+        self.widget.mpl_connect("draw_event", self._keep)
 
     def draw(self, text: str) -> None:
-        """Draw the figure again as soon as the page is ready; its parts are placed once for each map."""
+        """Draw what moves; a figure that is to be placed anew is drawn as a whole, as soon as the page is ready."""
         if isinstance(self.figure.get_layout_engine(), ConstrainedLayoutEngine):
             self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")
-        self.widget.draw_idle()
+            self._rest = None
+        if self._rest is None:
+            self.widget.draw_idle()
+            return
+        self.widget.restore_region(self._rest)
+        self._move()
+        self.widget.blit()
+
+    def _keep(self, event: Any) -> None:
+        """Keep what has been drawn, all but what moves, and add that."""
+        if not self.widget.is_saving():  # a file holds what moves already
+            self._rest = self.widget.copy_from_bbox(self.figure.bbox)
+            self._move()
+
+    def _move(self) -> None:
+        for ax in self.figure.axes:
+            for artist in sorted(filter(Artist.get_animated, ax.get_children()), key=Artist.get_zorder):
+                ax.draw_artist(artist)
 
 
 class FeatureExplorer(Panel):

@@ -26,6 +26,8 @@ QUARTERS = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
 class FeaturePicture:
     """The map on the left; the chosen image with its neighbors and its numbers on the right.
 
+    What differs from record to record is animated (see `Live`); another map is drawn anew, with all that stays.
+
     Args:
         measured: Features, distances and margins at every strength.
     """
@@ -39,14 +41,12 @@ class FeaturePicture:
         self.artists: dict[str, Any] = {}
         self.on_map: Callable[[], None] = lambda: None  # called when another map has been drawn
         self.embedding: Any = None
-        self.title: Any = None
         self.shown: Any = None
         pictures, numbers = _split(right, 2, 1, height_ratios=(1, 1.1))
         pair, neighbors = _split(pictures, 2, 1, height_ratios=(1.35, 1))
-        self.pair = pair.subplots(1, 2)
-        self.neighbors = neighbors.subplots(1, NEIGHBORS)
-        for ax in (*self.pair, *self.neighbors):
-            show_picture(ax, measured.images.images[0].cpu())
+        neighbors.suptitle("nearest training images, in feature space", fontsize="medium")
+        self.pair = [_Frame(ax, measured.images.images[0]) for ax in pair.subplots(1, 2)]
+        self.neighbors = [_Frame(ax, measured.images.images[0]) for ax in neighbors.subplots(1, NEIGHBORS)]
         self.courses = [
             _Course(ax, measured.strengths, values, name)
             for ax, values, name in zip(
@@ -64,21 +64,17 @@ class FeaturePicture:
         if self.embedding is not record.embedding:
             self._draw_map(record)
         state, labels = record.state, self.measured.images.labels
-        self.artists["clean"].set_offsets(record.clean.numpy())
         self.artists["attacked"].set_offsets(record.attacked.numpy())
         self.artists["chosen"].set_data(*record.attacked[state.image][:, None].numpy())
         self.artists["way"].set_data(*torch.stack([record.clean[state.image], record.attacked[state.image]]).T.numpy())
-        self.title.set_text(f"{state.method} of {len(labels)} images, dots clean, crosses attacked")
         label, decided = int(labels[state.image]), int(record.predictions[state.image])
         texts = (f"image {state.image}, class {self.classes[label]}", f"decided {self.classes[decided]}")
-        for ax, image, text in zip(self.pair, record.pair, texts, strict=True):
-            ax.images[0].set_data(pixels(image))
-            ax.set_xlabel(text, color=COLORS[0] if decided == label or ax is self.pair[0] else COLORS[1])
+        colors = (COLORS[0], COLORS[int(decided != label)])
+        for frame, image, text, color in zip(self.pair, record.pair, texts, colors, strict=True):
+            frame.show(image, text, color)
         training = self.measured.training
-        for ax, row in zip(self.neighbors, record.neighbors.tolist(), strict=True):
-            ax.images[0].set_data(pixels(training.images[row]))
-            ax.set_xlabel(self.classes[int(training.labels[row])])
-        self.neighbors[NEIGHBORS // 2].set_title("nearest training images, in feature space", loc="center")
+        for frame, row in zip(self.neighbors, record.neighbors.tolist(), strict=True):
+            frame.show(training.images[row], self.classes[int(training.labels[row])])
         distance, margin = (course.show(record) for course in self.courses)
         return (
             f"{state.method}, epsilon {state.epsilon:.3g}: {record.fallen:.0%} of {len(labels)} images are decided "
@@ -99,8 +95,8 @@ class FeaturePicture:
         self.figure.set_layout_engine("constrained")  # numbers on the axes may be longer
         self.map.clear()
         plot_map(MapView("", record.embedding), self.classes, ax=self.map).grid(color="0.9", linewidth=0.8)
-        self.title = self.map.set_title("")
         labels = self.measured.images.labels.tolist()
+        self.map.set_title(f"{record.state.method} of {len(labels)} images, dots clean, crosses attacked")
         look: dict[str, Any] = {"zorder": 3, "linewidths": 0.6, "edgecolors": "0.1", "s": 24}
         self.artists["clean"] = self.map.scatter(
             *record.clean.T.numpy(), c=[class_color(i) for i in labels], marker="o", **look
@@ -112,7 +108,24 @@ class FeaturePicture:
         (self.artists["chosen"],) = self.map.plot(
             [0], [0], "o", color="black", markersize=13, markerfacecolor="none", markeredgewidth=2, zorder=6
         )
+        for artist in (*map(self.artists.get, ("attacked", "way", "chosen")), *self.map.texts):  # names stay above
+            artist.set_animated(True)
         self.on_map()
+
+
+class _Frame:
+    """An image with a line of text below."""
+
+    def __init__(self, ax: Any, image: torch.Tensor):
+        show_picture(ax, image)
+        (self.image,) = ax.images
+        self.image.set_animated(True)
+        below: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "top"}
+        self.text = ax.text(0.5, -0.04, "", **below, fontsize="small", animated=True)
+
+    def show(self, image: torch.Tensor, text: str, color: str = "black") -> None:
+        self.image.set_data(pixels(image))
+        self.text.set(text=text, color=color)
 
 
 class _Course:
@@ -123,22 +136,22 @@ class _Course:
         low, middle, high = self.values.quantile(QUARTERS, dim=1)
         ax.fill_between(strengths, low, high, color=COLORS[0], alpha=0.2, linewidth=0, label="middle half")
         ax.plot(strengths, middle, color=COLORS[0], linestyle="--", label="median")
-        (self.line,) = ax.plot(strengths, self.values[:, 0], color="black", label="chosen image")
-        (self.dot,) = ax.plot([0], [0], "o", color="black")
-        ax.set_ylabel(name)
         if name == "margin":
             ax.axhline(0, color="0.35", linewidth=1, linestyle=":")
+        (self.line,) = ax.plot(strengths, self.values[:, 0], color="black", label="chosen image", animated=True)
+        (self.dot,) = ax.plot([0], [0], "o", color="black", animated=True)
+        ax.set_ylabel(name)
+        if name == "margin":
             ax.set_ylim(-1.05, 1.05)
         else:
-            ax.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 1.32), borderaxespad=0, handlelength=1.4)
+            ax.set_ylim(0, 1.08 * float(self.values.max()))
+            above: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, 1.32), "borderaxespad": 0}
+            ax.legend(**above, ncols=3, handlelength=1.4, columnspacing=1.5)
 
     def show(self, record: FeatureRecord) -> float:
         values = self.values[:, record.state.image]
         self.line.set_ydata(values)
         self.dot.set_data([record.state.epsilon], [values[record.stage]])
-        self.ax.relim()
-        if self.ax.get_ylabel() != "margin":
-            self.ax.set_ylim(0, 1.08 * float(max(values.max(), self.values.quantile(0.75, dim=1).max())))
         return float(values[record.stage])
 
 
@@ -165,6 +178,8 @@ class Pointer:
         self.thumbnail: AnnotationBbox | None = None
         props = {"color": "black", "zorder": 8}
         self.lasso = LassoSelector(self.picture.map, self.drawn, useblit=False, props=props)
+        for line in self.lasso.artists:
+            line.set_animated(True)
 
     def hover(self, event: Any) -> None:
         """Show the image under the pointer, and take it away when the pointer leaves."""
@@ -180,7 +195,7 @@ class Pointer:
         box = OffsetImage(thumbnail, zoom=48 / thumbnail.shape[0], cmap="gray", interpolation="nearest")
         place = picture.artists["attacked"].get_offsets()[found]
         self.thumbnail = AnnotationBbox(box, place, xybox=(40, 40), boxcoords="offset points", pad=0.2)
-        self.thumbnail.set_zorder(10)
+        self.thumbnail.set(zorder=10, animated=True)
         picture.map.add_artist(self.thumbnail)
         event.canvas.draw_idle()
 

@@ -188,11 +188,13 @@ class Panel(ipywidgets.VBox):
                 wanted = getattr(state, name)
                 control.value = wanted
                 if control.value != wanted:
-                    raise ValueError(f"{name} must be in the range of its control, got {wanted!r}")
+                    raise ValueError(f"{name} must be {_allowed(control)}, got {wanted!r}")
         except (TraitError, ValueError) as error:
             for each, value in before.items():
                 self.controls[each].value = value
-            raise error if isinstance(error, ValueError) else ValueError(f"{name} cannot be {wanted!r}") from error
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(f"{name} cannot be {wanted!r}; it must be {_allowed(control)}") from error
         finally:
             self._following = False
 
@@ -208,6 +210,13 @@ class Panel(ipywidgets.VBox):
     def _tell(self, text: str) -> None:
         self._message = text
         self._line.value = f'<div role="status">{escape(text)}</div>'
+
+
+def _allowed(control: Any) -> str:
+    """Say which values a control takes."""
+    if hasattr(control, "options"):
+        return f"one of {', '.join(map(repr, control._options_values))}"
+    return f"from {control.min} to {control.max}"
 
 
 def slider(low: Number, high: Number, step: Number, text: str) -> ipywidgets.FloatSlider | ipywidgets.IntSlider:

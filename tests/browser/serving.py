@@ -38,14 +38,21 @@ DONE = f"""() => ({READY})() &&
 
 PIXELS = """panel => {
     const canvas = panel.querySelector('.jupyter-matplotlib canvas'), image = [...panel.querySelectorAll('img')].at(-1);
-    return canvas ? canvas.toDataURL() : image.complete ? image.src : null;
+    if (!canvas) return image.complete ? image.src : null;
+    const painted = canvas.getContext('2d').getImageData(0, 0, 1, 1).data[3];
+    return painted ? canvas.toDataURL() : null;
 }"""
-"""A panel's picture is an image, or a canvas that hears the pointer."""
+"""A panel's picture is an image, or a canvas that hears the pointer and is empty at first; null while it is loading."""
 
 SETTINGS = {
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
     "notebook-extension/tracker": '{"windowingMode": "none"}',  # cells out of sight stay on the page
 }
+
+STRICT = r"""import warnings
+warnings.filterwarnings("error", module=r"(robustviz|__main__)\b")
+"""
+"""Run by every kernel first: a warning about what our code or a lesson does is an error."""
 
 
 @contextmanager
@@ -58,6 +65,9 @@ def served(kind, notebook, folder):
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    startup = folder / "ipython" / "profile_default" / "startup" / "strict.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text(STRICT)
     homes = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
     environment = os.environ | {f"JUPYTER_{key}_DIR": str(folder / name) for key, name in homes.items()}
     environment |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "IPYTHONDIR": str(folder / "ipython")}
@@ -172,8 +182,8 @@ def changed(panel, before, limit=30):
 
 
 def pixels(panel):
-    """What a panel shows, as text that is another when a pixel is; None while it is loading."""
-    return panel.evaluate(PIXELS)
+    """What a panel shows, as text that is another when a pixel is."""
+    return panel.page.wait_for_function(PIXELS, arg=panel.element_handle()).json_value()
 
 
 def step(panel, key="ArrowRight"):

@@ -50,14 +50,18 @@ def context():
 def test_panels_in_jupyterlab(path, context, tmp_path):
     with served("lab", path, tmp_path) as address:
         page = run_lab(context, address)
-        complaints = page.locator(
-            ".jp-OutputArea-output[data-mime-type$='stderr'], .jp-RenderedText[data-mime-type$='error']"
-        )
-        assert complaints.all_inner_texts() == []
+        assert complaints(page) == []
         for panel in use_panels(page, path.stem, panels_in(path)):
+            if not panel.locator("canvas").count():
+                hurry(panel)
+                continue
+            step(panel, "End")
+            panel.page.wait_for_timeout(1000)
+            slowly = pixels(panel)
             hurry(panel)
-            if panel.locator("canvas").count():
-                use_pointer(panel, path.stem)
+            panel.page.wait_for_timeout(1000)  # for the last of the many changes to be drawn
+            assert pixels(panel) == slowly  # the page gets differences alone; none is lost
+            use_pointer(panel, path.stem)
     assert context.elsewhere == []
 
 
@@ -68,6 +72,25 @@ def test_the_explorer_in_voila(context, tmp_path):
         use_panels(page, f"{EXPLORER.stem}-voila", panels_in(EXPLORER))
         assert page.get_by_text("attack_explorer(networks").count() == 0  # no code is shown
     assert context.elsewhere == []
+
+
+@pytest.mark.browser
+def test_warnings_of_ours_are_errors(context, tmp_path):
+    """Those of other libraries about themselves are not."""
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    for module in ("matplotlib.figure", "robustviz.widgets"):
+        code = f"import warnings; warnings.warn('of {module}', DeprecationWarning)"
+        notebook.cells.append(nbformat.v4.new_code_cell(f'exec("{code}", {{"__name__": "{module}"}})'))
+    nbformat.write(notebook, tmp_path / "warnings.ipynb")
+    with served("lab", tmp_path / "warnings.ipynb", tmp_path / "server") as address:
+        (complaint,) = complaints(run_lab(context, address))
+    assert "DeprecationWarning: of robustviz.widgets" in complaint
+
+
+def complaints(page):
+    """What stands on the page of warnings and errors."""
+    kinds = ".jp-OutputArea-output[data-mime-type$='stderr'], .jp-RenderedText[data-mime-type$='error']"
+    return page.locator(kinds).all_inner_texts()
 
 
 def use_panels(page, name, count):
@@ -81,6 +104,7 @@ def use_panels(page, name, count):
         step(panel)
         status(panel).filter(has_not_text="busy").wait_for()
         assert status(panel).inner_text() != said
+        assert "not possible" not in status(panel).inner_text()
         keep(panel, f"{name}-{number}")
     return panels.all()
 
@@ -107,7 +131,6 @@ def use_pointer(panel, name):
     """On a map that hears the pointer: a thumbnail on hover, a choice on click, a selection by lasso."""
     canvas, mouse = panel.locator("canvas").last, panel.page.mouse
     canvas.scroll_into_view_if_needed()
-    panel.page.wait_for_timeout(1000)  # for the last of the many changes to be drawn
     box, before = canvas.bounding_box(), pixels(panel)
 
     def move(across, down):

@@ -1,8 +1,13 @@
 """The feature explorer without a browser; the pointer's events are made by hand."""
 
+from dataclasses import replace
+from io import BytesIO
+
+import numpy as np
 import pytest
 import torch
 from matplotlib.backend_bases import MouseEvent
+from PIL import Image
 
 from robustviz.geometry import distance_ratio, embed, margins
 from robustviz.widgets import FeatureState, feature_explorer
@@ -67,6 +72,32 @@ def test_crosses_move_and_dots_stay(panel):
     assert panel.picture.artists["attacked"].get_offsets() == pytest.approx(dots)
 
 
+def test_what_moves_is_drawn_where_it_belongs(panel):
+    """Drawn over a kept picture it looks as Matplotlib writes it into a file, where all is drawn in its order."""
+    canvas = panel.figure.canvas
+    before = np.asarray(canvas.buffer_rgba()).copy()
+    panel.controls["image"].value = 7
+    panel.presets["strongest"].click()
+    mouse(panel, "motion_notify_event", on_screen(panel, 3))
+    panel.show(replace(panel.state(), image=8))
+    after, file = np.asarray(canvas.buffer_rgba()).copy(), BytesIO()
+    assert (after != before).any()
+    panel.figure.savefig(file, dpi=panel.figure.dpi)
+    assert (after == np.asarray(Image.open(file).convert("RGBA"))).all()
+    mouse(panel, "motion_notify_event", (1, 1))
+
+
+def test_a_new_map_is_drawn_as_a_whole(panel):
+    panel.picture.embedding = None  # as if the map had not been drawn
+    panel.show(replace(panel.state(), image=3))
+    before = np.asarray(panel.figure.canvas.buffer_rgba()).copy()
+    panel.presets["strongest"].click()
+    assert (np.asarray(panel.figure.canvas.buffer_rgba()) == before).all()  # it waits for the page
+    panel.figure.canvas.draw()
+    panel.presets["no attack"].click()
+    assert (np.asarray(panel.figure.canvas.buffer_rgba()) != before).any()
+
+
 def test_a_click_chooses_the_image_under_the_pointer(panel):
     target = panel.picture.nearest(*on_screen(panel, 11))
     mouse(panel, "button_press_event", on_screen(panel, 11))
@@ -100,7 +131,7 @@ def test_a_lasso_selects_what_is_inside(panel):
         mouse(panel, "motion_notify_event", corner)
     (line,) = panel.pointer.lasso.artists
     assert line.get_visible()
-    assert not line.get_animated()  # it is drawn with the rest
+    assert line.get_animated()  # it is drawn over what is kept
     mouse(panel, "button_release_event", corners[-1])
     assert panel.selection == tuple(range(SIZE))
     assert f"{SIZE} images selected" in panel.message
