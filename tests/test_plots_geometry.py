@@ -180,7 +180,7 @@ def test_votes_show_image_voters_and_which_class_they_are_for():
     figure = plot_votes(ballots, CLASSES)
     assert len(figure.axes) == 4 + 3
     below = [ax.get_xlabel() for ax in figure.axes]
-    assert below[:2] == ["✓ decides automobile (100%)", "✓ automobile (50%)"]
+    assert below[:2] == ["✓ decides automobile\n(100%)", "✓ automobile\n(50%)"]
     assert below[4:] == ["✗ decides airplane (50%)", "✗ airplane (50%)", "✓ automobile (30%)"]
     assert_readable(figure)
 

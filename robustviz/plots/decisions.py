@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from robustviz.geometry import Ballot, Course, DecisionPlane
 from robustviz.plots.maps import HALO, paint_decisions
-from robustviz.plots.style import COLORS, class_color, new_axes, show_picture, styled
+from robustviz.plots.style import COLORS, caption, class_color, new_axes, show_picture, styled
 
 
 @styled
@@ -66,7 +66,7 @@ def plot_votes(ballots: Sequence[Ballot], classes: Sequence[str]) -> Figure:
         row[0].set_title(ballot.condition)
         right = ballot.decision == ballot.label
         share = ballot.shares[ballot.decision]
-        row[0].set_xlabel(f"{'✓' if right else '✗'} decides {classes[ballot.decision]} ({share:.0%})")
+        row[0].set_xlabel(f"{'✓' if right else '✗'} decides {caption(classes[ballot.decision], float(share))}")
         row[0].xaxis.label.set(color=COLORS[0] if right else COLORS[1], fontweight="normal" if right else "bold")
         for ax in row[1 + len(ballot.weights) :]:
             ax.remove()
@@ -74,7 +74,7 @@ def plot_votes(ballots: Sequence[Ballot], classes: Sequence[str]) -> Figure:
         for ax, image, label, weight in voters:
             show_picture(ax, image)
             agrees = label == ballot.label
-            ax.set_xlabel(f"{'✓' if agrees else '✗'} {classes[label]} ({weight:.0%})")
+            ax.set_xlabel(f"{'✓' if agrees else '✗'} {caption(classes[label], weight)}")
             ax.xaxis.label.set(color=COLORS[0] if agrees else COLORS[1], fontweight="normal" if agrees else "bold")
     return figure
 

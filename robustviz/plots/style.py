@@ -64,6 +64,12 @@ def pixels(image: Float[Tensor, "c h w"]) -> np.ndarray:
     return laid.squeeze(2) if laid.shape[2] == 1 else laid
 
 
+def caption(name: str, share: float) -> str:
+    """Write a class and its share to stand below a small picture; a long name takes a line of its own."""
+    gap = "\n" if len(name) > 4 else " "
+    return f"{name}{gap}({share:.0%})"
+
+
 def show_picture(ax: Axes, image: Float[Tensor, "c h w"]) -> None:
     """Show an image, gray or in color, without axes."""
     ax.imshow(pixels(image), vmin=0, vmax=1, interpolation="nearest")

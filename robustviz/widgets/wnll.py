@@ -17,7 +17,7 @@ from robustviz.geometry import Ballot, ballot
 from robustviz.lessons import template_source
 from robustviz.models import Classifier
 from robustviz.plots import COLORS, show_picture, styled
-from robustviz.plots.style import pixels
+from robustviz.plots.style import caption, pixels
 from robustviz.recipes import usual_threat
 from robustviz.types import Progress, Threat
 from robustviz.widgets.networks import usual_images
@@ -152,7 +152,7 @@ class _Row:
             if ax.get_visible():
                 label = int(ballot.labels[place])
                 ax.images[0].set_data(pixels(ballot.voters[place]))
-                _mark(ax, f"{self.classes[label]} ({ballot.weights[place]:.0%})", label == ballot.label)
+                _mark(ax, caption(self.classes[label], float(ballot.weights[place])), label == ballot.label)
         for label, (bar, value) in enumerate(zip(self.bars, ballot.shares.tolist(), strict=True)):
             bar.set_width(value)
             bar.set_color(COLORS[0] if label == ballot.label else COLORS[1])
