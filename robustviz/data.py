@@ -75,8 +75,8 @@ def torchvision_set(
 ) -> ImageSet:
     """Load CIFAR-10, SVHN or MNIST as torchvision keeps it, in a fixed shuffled order.
 
-    The order is that of a folder with the same pictures, numbered within their classes: numbers of images mean the
-    same in both.
+    The order is that of a folder with the same pictures, named by their order within each class (`0000.jpg` ...), so
+    that the number of an image means the same in both.
 
     Args:
         name: Which set.

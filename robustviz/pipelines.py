@@ -82,7 +82,7 @@ def harden(
         start: A trained network of the same kind to begin with; it stays as it is. What it lacks, such as CAS or the
             buffer of WNLL, is added (see `extended`). Its TVM purifier, if it has one, also stands in front of the
             result; WNLL then trains on purified images alone.
-        origin: Name of `start`; an interrupted training goes on only from the same.
+        origin: Says which network `start` is; an interrupted training goes on only from the same.
         steps: Of PGD.
         step_size: Of the attack, in pixel units; None is the usual one.
         validation: Share of the training images that chooses the epoch.

@@ -65,7 +65,7 @@ def train(
             Or the indices of the images to hold out.
         resume: File that holds the state after every epoch. If it exists, training goes on from there and
             ends as if it had never stopped. The caller removes it.
-        origin: Name of the trained network whose weights `model` begins with; a run goes on only from the same.
+        origin: Says which trained network's weights `model` begins with; a run goes on only from the same.
         before_validation: Called when an epoch's updates are done, to bring up to date what follows from the weights.
         on_epoch: Called after every epoch, when the state is safe on disk.
 

@@ -57,8 +57,8 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="digits", help="digits or cifar10")
     parser.add_argument("--out", type=Path, help="folder for the executed copies")
     chosen = parser.parse_args()
-    if chosen.data != "digits" and chosen.out is None:
-        parser.error("--data needs --out: the lessons themselves show digits")
+    if chosen.data != "digits" and (chosen.out is None or chosen.out.resolve() == NOTEBOOKS.resolve()):
+        parser.error("--data needs --out, a folder for copies: the lessons themselves show digits")
     for path in chosen.files:
         notebook, seconds = executed(path, chosen.data)
         target = path if chosen.out is None else chosen.out / path.name

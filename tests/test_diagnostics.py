@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -346,6 +347,9 @@ def test_a_share_of_few_images_tells_nothing(networks, test_set):
     diagnosis = diagnose(networks["pgd"], images, labels, threat=THREAT, steps=2, queries=3)
     assert diagnosis.verdict == "doubtful"
     assert {finding.unit for finding in diagnosis.having("pass")}.isdisjoint({"share", "points"})
+    one_lost = Finding("a", "fail", 1 / 6, "points", "Lost.", "source", "Mend it.")
+    assert [doubted(one_lost, count).verdict for count in (6, 20)] == ["doubtful", "fail"]
+    assert doubted(replace(one_lost, number=0.5), 6).verdict == "fail"
     converged = diagnosis["twice the steps"]
     assert "one image counts for 100 points here: too few to tell" in converged.reason
     assert "100 images" in converged.remedy

@@ -181,7 +181,7 @@ def test_votes_show_image_voters_and_which_class_they_are_for():
     assert len(figure.axes) == 4 + 3
     below = [ax.get_xlabel() for ax in figure.axes]
     assert below[:2] == ["✓ decides automobile\n(100%)", "✓ automobile\n(50%)"]
-    assert below[4:] == ["✗ decides airplane (50%)", "✗ airplane (50%)", "✓ automobile (30%)"]
+    assert below[4:] == ["✗ decides airplane\n(50%)", "✗ airplane\n(50%)", "✓ automobile\n(30%)"]
     assert_readable(figure)
 
 

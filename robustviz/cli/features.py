@@ -79,7 +79,8 @@ def features(
     if len(training_set) <= NEIGHBORS:
         raise ValueError(
             f"--training-images must be at least {NEIGHBORS + 1}, because every point of a map is placed by its "
-            f"{NEIGHBORS} nearest, got {len(training_set)}; give more, the default is 2000"
+            f"{NEIGHBORS} nearest, got {len(training_set)}"
+            + (f": {data} holds no more" if len(training_set) == len(pool) else "; give more, the default is 2000")
         )
     say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")
     if isinstance(model.head, WNLLHead):

@@ -151,7 +151,7 @@ def train(
         gradient=gradient,
         rounds=rounds,
         start=begun,
-        origin=None if origin is None else f"{start} (sha256 {origin['sha256'][:8]})",
+        origin=None if origin is None else f"the network with checksum {origin['sha256'][:8]}",
         steps=steps,
         step_size=step_size,
         validation=validation,
@@ -225,11 +225,11 @@ def check_start(
     kind, classes, channels = made.get("network", made["function"]), made["classes"], made["channels"]
     wanted = len(image_set.classes), image_set.images.shape[1]
     known = [
-        (kind != network, f"is a {kind}, not a {network}", f"add --model {kind}"),
+        (kind != network, f"is a {kind}, not a {network}", f"use --model {kind}"),
         (classes != wanted[0], f"has {classes} classes, not {wanted[0]}", other),
         (channels != wanted[1], f"reads images of {channels} channels, not {wanted[1]}", other),
-        (has_cas(begun) and defense != "cas", "suppresses channels", "add --defense cas"),
-        (has_buffer(begun) and defense != "wnll", "ends in the buffer of WNLL", "add --defense wnll"),
+        (has_cas(begun) and defense != "cas", "suppresses channels", "use --defense cas"),
+        (has_buffer(begun) and defense != "wnll", "ends in the buffer of WNLL", "use --defense wnll"),
     ]
     if found := [(difference, remedy) for differs, difference, remedy in known if differs]:
         differences, remedies = (" and ".join(dict.fromkeys(words)) for words in zip(*found, strict=True))

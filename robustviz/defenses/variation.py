@@ -29,7 +29,7 @@ State = tuple[Maps, Maps, Maps]
 """Pictures, and the two dual maps that go with their differences downwards and to the right."""
 
 RELAXATION = 1.9
-"""How far a step is thrown; any value in (0, 2) reaches the same minimum."""
+"""How far a step is thrown; with steps of constant length, any value in (0, 2) reaches the same minimum."""
 
 HASTE = 1.5
 """How long the first steps on pixels are, tuned on photographs. Long steps travel; short ones, at the end, settle."""
@@ -223,7 +223,7 @@ class _Problem:
         low, high = (start + (1 - known)).amin((0, 1), keepdim=True), (start * known).amax((0, 1), keepdim=True)
         # Where neighbors differ by much, pixels take long steps and dual maps short ones; 0.8 is tuned on photographs.
         down, right = _differences(start)
-        push = 1 / (_around(down.abs() + right.abs()) / 9 + 0.8 * weight)
+        push = 1 / (_around(down.abs() + right.abs()) / 9 + 0.8 * weight).clamp_min(torch.finfo(start.dtype).eps)
         # A pixel's step, times twice the sum of those of its four differences, may be 1.
         sides = 2 * push
         sides[1:] += push[:-1]

@@ -81,8 +81,10 @@ def graded(number: float, good: float, bad: float) -> Verdict:
 
 
 def doubted(finding: Finding, count: int) -> Finding:
-    """Take back that a share, or a difference of shares, passed if it comes from too few images to be told."""
-    if count >= FEW or finding.verdict != "pass" or finding.unit not in ("share", "points"):
+    """Take back what too few images cannot tell: that a share or difference passed, or that one image made it fail."""
+    by_one = finding.unit == "points" and finding.number is not None and finding.number <= 1 / count + 1e-9
+    settled = finding.verdict == "doubtful" or (finding.verdict != "pass" and not by_one)
+    if count >= FEW or settled or finding.unit not in ("share", "points"):
         return finding
     reason = f"{finding.reason} But one image counts for {100 / count:.0f} points here: too few to tell."
     return replace(finding, verdict="doubtful", reason=reason, remedy=MORE_IMAGES)

@@ -40,6 +40,7 @@ class Live:
         self.widget.toolbar_visible = False
         self.widget.resizable = False
         self._rest: Any = None
+        self._size = (0, 0)
         self.widget.mpl_connect("draw_event", self._keep)
 
     def draw(self, text: str) -> None:
@@ -48,7 +49,7 @@ class Live:
             self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")
             self._rest = None
-        if self._rest is None:
+        if self._rest is None or self._size != self.widget.get_width_height(physical=True):
             self.widget.draw_idle()
             return
         self.widget.restore_region(self._rest)
@@ -57,8 +58,9 @@ class Live:
 
     def _keep(self, event: Any) -> None:
         """Keep what has been drawn, all but what moves, and add that."""
-        if not self.widget.is_saving():  # a file holds what moves already
+        if not event.canvas.is_saving():  # a file holds what moves already, and has a canvas of its own
             self._rest = self.widget.copy_from_bbox(self.figure.bbox)
+            self._size = self.widget.get_width_height(physical=True)  # zooming the page changes it
             self._move()
 
     def _move(self) -> None:

@@ -1,7 +1,8 @@
 """Auto-PGD, FMN and Carlini & Wagner with traces on ResNet20, 100 images of 3x32x32; PGD as an evaluation runs it.
 
 For the evaluation the floor is multiplied with the share of image-steps at which the image was still right, and the
-decisions of the network on what the folded copy gave are counted against those on what the network itself gave.
+decisions of the network on what the folded copy gave are counted against those on what the network itself gave. Images
+are pieces of photographs, and the network's answers serve as labels.
 """
 
 import warnings
@@ -12,12 +13,12 @@ import torch
 
 from robustviz import checkpoints
 from robustviz.attacks import apgd, carlini_wagner, fmn, pgd
-from robustviz.data import digits
 from robustviz.inference import folded
 from robustviz.models import resnet20
 from robustviz.tensors import seeded
 from robustviz.types import LINF_8, Threat
 from tests.bench.bench_gradient import floor
+from tests.bench.bench_tvm import crops
 from tests.bench.timing import Ratio, interleaved, ratios
 
 TARGETS = {"floor": 1.05, "pyautoattack": 1.0, "foolbox": 0.8}
@@ -45,11 +46,12 @@ def main() -> Iterator[Ratio]:
 
 
 def evaluation() -> Iterator[Ratio]:
-    """PGD-20 with early exit on the folded copy, for two networks that differ in how many images withstand it."""
-    image_set = digits().subset(250)
-    images, labels = image_set.images, image_set.labels
-    for name, epsilon in (("digits-pgd", 0.15), ("digits-standard", 0.15)):
+    """PGD-20 with early exit on the folded copy of two ResNet20, at a radius where many images hold out."""
+    images = crops()
+    for name, epsilon in (("cifar10-pgd", 4 / 255), ("cifar10-standard", 0.5 / 255)):
         model, threat = checkpoints.load(name)[0].requires_grad_(False), Threat("linf", epsilon)
+        with torch.no_grad():
+            labels = model(images).argmax(1)
         fast, attack = folded(model), partial(pgd, threat=threat, steps=20, early_exit=True)
         seen: list[int] = []
         hook = fast.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(len(output)))
@@ -62,7 +64,7 @@ def evaluation() -> Iterator[Ratio]:
         print(f"pgd-20 evaluation of {name}: {alive:.3f} of image-steps alive, {differing} of {len(images)} differ")
         seconds = interleaved(
             {
-                "robustviz": lambda attack=attack, fast=fast: attack(fast, images, labels),
+                "robustviz": partial(attack, fast, images, labels),
                 "alive x floor": floor(model, images, labels, 20),
             },
             ROUNDS,

@@ -84,6 +84,9 @@ def test_what_moves_is_drawn_where_it_belongs(panel):
     assert (after != before).any()
     panel.figure.savefig(file, dpi=panel.figure.dpi)
     assert (after == np.asarray(Image.open(file).convert("RGBA"))).all()
+    panel.figure.savefig(BytesIO(), format="pdf")
+    panel.show(panel.state())
+    assert (after == np.asarray(canvas.buffer_rgba())).all()  # a file leaves no trace
     mouse(panel, "motion_notify_event", (1, 1))
 
 
