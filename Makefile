@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab student handouts lint bench browser clean
+.PHONY: help demo test lab student handouts cifar lint bench browser clean
 
 help:  ## show this help
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,9 @@ student: $(VENV)/dev  ## copy the lessons without solutions and outputs to runs/
 handouts: $(VENV)/dev  ## write the lessons without solutions as HTML pages to runs/handouts
 	$(BIN)/jupyter nbconvert --to html --template=classic --output-dir=runs/handouts \
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution notebooks/*.ipynb
+
+cifar: $(VENV)/dev  ## execute copies of the lessons on CIFAR-10 (robustviz fetch cifar10) to runs/lessons-cifar10
+	$(BIN)/python tests/normalize_notebooks.py --data cifar10 --out runs/lessons-cifar10
 
 lint: $(VENV)/dev  ## check style, docstrings and types
 	$(BIN)/ruff check .
