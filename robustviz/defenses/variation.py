@@ -31,8 +31,12 @@ State = tuple[Maps, Maps, Maps]
 RELAXATION = 1.9
 """How far a step is thrown; with steps of constant length, any value in (0, 2) reaches the same minimum."""
 
-HASTE = 1.5
-"""How long the first steps on pixels are, tuned on photographs. Long steps travel; short ones, at the end, settle."""
+HASTE, SETTLING = 1.5, 1.5
+"""How long the first steps on pixels are, and the power by which they shorten to the end; tuned on photographs. Long
+steps travel, short ones settle."""
+
+CONTRAST = 0.8
+"""How much of the weight counts as contrast where a picture is flat; tuned on photographs."""
 
 CACHED = 2**16
 """Numbers in the pictures that a processor works on at a time, so that all maps stay in its fast memory."""
@@ -177,7 +181,7 @@ def _minimize(
                 problem = problem.select(far)
                 state, found = _rows(state, far), _rows(found, far)
         if step < steps:
-            state, found = problem.step(*state, HASTE * (1 - step / steps) ** 1.5)
+            state, found = problem.step(*state, HASTE * (1 - step / steps) ** SETTLING)
     start, result = (maps.permute(2, 3, 0, 1).contiguous() for maps in (start, result))
     with torch.no_grad():
         before, after = (tv_energy(point, images, kept, weight=weight) for point in (start, result))
@@ -221,9 +225,9 @@ class _Problem:
         observed, known = (maps.permute(2, 3, 0, 1).contiguous() for maps in (images, known))
         start = _filled(observed, known)
         low, high = (start + (1 - known)).amin((0, 1), keepdim=True), (start * known).amax((0, 1), keepdim=True)
-        # Where neighbors differ by much, pixels take long steps and dual maps short ones; 0.8 is tuned on photographs.
+        # Where neighbors differ by much, pixels take long steps and dual maps short ones.
         down, right = _differences(start)
-        push = 1 / (_around(down.abs() + right.abs()) / 9 + 0.8 * weight).clamp_min(torch.finfo(start.dtype).eps)
+        push = 1 / (_around(down.abs() + right.abs()) / 9 + CONTRAST * weight).clamp_min(torch.finfo(start.dtype).eps)
         # A pixel's step, times twice the sum of those of its four differences, may be 1.
         sides = 2 * push
         sides[1:] += push[:-1]
