@@ -1,6 +1,7 @@
 """Run the benches `bench_*.py` beside this file, or those whose name contains NAME, and print their ratios.
 
-`strength` compares what the attacks reach instead, takes ten minutes (CIFAR-10 half an hour more), and runs only if it is named.
+`strength` compares what the attacks reach instead, takes ten minutes (CIFAR-10 half an hour more), and runs only if it
+is named.
 """
 
 import importlib
