@@ -123,10 +123,13 @@ class _Curve:
         self.dots = []
         for i, (model, swept) in enumerate(curves.items()):
             ax.plot(swept.epsilons, [100 * value for value in swept.accuracies()], color=COLORS[i])
-            self.dots.append(ax.plot([0], [0], MARKERS[i], color=COLORS[i], markersize=9, label=model)[0])
+            look: dict[str, Any] = {"color": COLORS[i], "markersize": 9, "clip_on": False}
+            self.dots.append(ax.plot([0], [0], MARKERS[i], label=model, **look)[0])
         self.here = ax.axvline(0, color="0.35", linestyle=":")
-        ax.set(title="accuracy under PGD-10 (%)", xlabel="epsilon", ylim=(-5, 105), xlim=(-0.02, 1.02))
-        ax.legend(loc="upper right")  # where accuracies are low
+        ax.set(title="accuracy under PGD-10 (%)", xlabel="epsilon", ylim=(-5, 105))
+        ax.set_xscale("function", functions=(np.sqrt, np.square))  # room for small strengths
+        ax.set(xlim=(0, 1), xticks=(0, 0.03, 0.1, 0.25, 0.5, 1), xticklabels=("0", ".03", ".1", ".25", ".5", "1"))
+        ax.legend(loc="upper right", fontsize="x-small", borderaxespad=0.2)  # where accuracies are low
 
     def show(self, record: AttackRecord) -> None:
         for dot, attempt, swept in zip(self.dots, record.attempts, self.curves.values(), strict=True):
@@ -147,4 +150,4 @@ def _words(confidence: Float[Tensor, "k"], classes: tuple[str, ...]) -> str:
 
 def _between(epsilon: float, swept: Sweep) -> float:
     """Accuracy at a strength that may lie between those that were measured."""
-    return float(np.interp(epsilon, swept.epsilons, swept.accuracies()))
+    return float(np.interp(np.sqrt(epsilon), np.sqrt(swept.epsilons), swept.accuracies()))
