@@ -46,7 +46,13 @@ class Normalize(nn.Module):
         return cls(values.mean(1).tolist(), torch.where(std > 1e-6, std, torch.ones_like(std)).tolist())
 
     def forward(self, images: Images) -> Images:
-        """Return normalized images of the same shape."""
+        """Return normalized images of the same shape.
+
+        Raises:
+            ValueError: If images have other channels than there are means.
+        """
+        if self.mean.numel() > 1 and images.shape[-3] != self.mean.numel():
+            raise ValueError(f"images must have {self.mean.numel()} channels, got {images.shape[-3]}")
         return (images - self.mean) / self.std
 
 

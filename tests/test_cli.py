@@ -244,11 +244,16 @@ def test_every_stage_of_a_defense_is_claimed(tmp_path):
     (tmp_path / "model.state-1a").write_bytes(b"")
     with pytest.raises(FileExistsError, match="holds an interrupted run"):
         run("train", *SHORT, "--out", tmp_path)
-    assert cli.train.claim(tmp_path, True, False) == (tmp_path / "model.safetensors", tmp_path / "model.state")
+    files = tmp_path / "model.safetensors", tmp_path / "model.state"
+    assert cli.train.claim(tmp_path, True, False, staged=True) == files
+    with pytest.raises(ValueError, match=r"--resume: the interrupted run in .* is one with --defense wnll; use its"):
+        run("train", *SHORT, "--out", tmp_path, "--resume")
     (tmp_path / "model.state-notes.txt").write_text("a person's")
     assert cli.train.state_files(tmp_path / "model.state") == [tmp_path / "model.state-1a"]
     with pytest.raises(FileNotFoundError, match="there is no data set or folder nowhere"):
         run("train", "--data", "nowhere", "--out", tmp_path, "--force")
+    with pytest.raises(ValueError, match=r"validation must be a share from 0 to below 1"):
+        run("train", *SHORT, "--validation", "1.5", "--out", tmp_path, "--force")
     assert (tmp_path / "model.state-1a").exists(), "nothing is removed before the input is checked"
 
 
@@ -314,9 +319,10 @@ def test_bad_numbers(unchecked, trained, tmp_path):
         (("train", "--batch-size", "0", *out), "batch_size must be >= 1"),
         (("train", "--learning-rate", "nan", *out), "learning_rate must be >= 0"),
         (("train", "--images", "0", *out), "--images must be >= 1, got 0"),
+        (("train", "--attack", "pgd", "--steps", "0", *out), "--steps must be >= 1, got 0"),
+        (("train", "--learning-rate", "0", *out), "--learning-rate must be > 0, got 0"),
         (("train", "--epsilon", "5", *out), "--epsilon must be from 0 to 1, .*got 5; .*8/255"),
         (("train", "--validation", "1", *out), "validation must be a share"),
-        (("train", "--attack", "pgd", "--steps", "0", *out), "steps must be finite and >= 1, got 0"),
         (("train", "--device", "abacus", *out), "'abacus' is not there"),
         (("evaluate", trained, "--steps", "0"), "steps must be finite and >= 1, got 0"),
         (("evaluate", trained, "--restarts", "0"), "restarts must be finite and >= 1, got 0"),

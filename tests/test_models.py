@@ -91,6 +91,8 @@ def test_normalize_fitted():
 
 
 def test_normalize_refuses():
+    with pytest.raises(ValueError, match="images must have 3 channels, got 1"):
+        Normalize([0.5] * 3, [0.25] * 3)(torch.rand(2, 1, 4, 4))
     with pytest.raises(ValueError, match=r"std must be positive, got \[0\.2, 0\.0\]"):
         Normalize([0.0, 0.0], [0.2, 0.0])
 

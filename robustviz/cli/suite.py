@@ -68,11 +68,13 @@ def attack_suite(
         raise ValueError(
             f"{checkpoint} answers by whole batches, from which no image can be left out; use `robustviz evaluate`"
         )
-    if steps < 1 or queries < 1:
-        raise ValueError(f"--steps and --queries must be >= 1, got {steps} and {queries}")
+    if min(steps, queries, batch_size) < 1:
+        raise ValueError(f"--steps, --queries and --batch-size must be >= 1, got {steps}, {queries} and {batch_size}")
     names = [name for given in attacks for name in (STANDARD if given == "standard" else (given,))]
     made = suite_attacks(names, threat, len(test_set.classes), steps=steps, queries=queries)
     say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")
+    if resume and not state.exists():
+        say("no interrupted suite there: starting anew")
     if not resume and processes().first:
         state.unlink(missing_ok=True)
     processes().wait()

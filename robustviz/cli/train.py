@@ -28,7 +28,7 @@ from robustviz.recipes import (
 from robustviz.records import RunRecord, describe
 from robustviz.resume import EpochLog
 from robustviz.tensors import seeded
-from robustviz.training import Precision, Schedule, TrainConfig
+from robustviz.training import Precision, Schedule, TrainConfig, hold_out
 from robustviz.types import Norm
 
 
@@ -106,10 +106,11 @@ def train(
         resume: Go on with the interrupted run that is there.
         force: Start anew although a run is there.
     """
-    if test_images < 1:
-        raise ValueError(f"--test-images must be >= 1, got {test_images}")
-    if images is not None and images < 1:
-        raise ValueError(f"--images must be >= 1, got {images}")
+    for name, number in {"test-images": test_images, "images": images, "steps": steps, "rounds": rounds}.items():
+        if number is not None and number < 1:
+            raise ValueError(f"--{name} must be >= 1, got {number}")
+    if learning_rate == 0:
+        raise ValueError("--learning-rate must be > 0, got 0: nothing would be learned")
     if model not in MODELS:
         raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {model!r}")
     begun, before = (None, None) if start is None else stored.load(start)
@@ -127,7 +128,7 @@ def train(
     )
     defenses = [*([defense] if defense != "none" else []), *(["augmented"] if augment != "none" else [])]
     out = out or Path("runs") / "-".join([stem(data), model, *defenses, attack])
-    weights, state = claim(out, resume, force)
+    weights, state = claim(out, resume, force, staged=defense == "wnll")
     image_set, test_set = (load(data, part, root=root) for part in ("train", "test"))
     if image_set.images.shape[1:] != test_set.images.shape[1:]:
         shapes = [tuple(part.images.shape[1:]) for part in (image_set, test_set)]
@@ -136,6 +137,9 @@ def train(
     if begun is not None and before is not None:
         check_start(f"--start {start}", begun, before, model, defense, image_set)
     image_set = image_set if images is None else image_set.subset(min(images, len(image_set)))
+    hold_out(image_set.labels, validation)  # refuses a share that is out of range before anything is deleted
+    if resume and not state_files(state):
+        say(f"no interrupted run in {out}: starting anew")
     if force and not resume:
         for file in state_files(state):
             file.unlink(missing_ok=True)  # of several processes another one may be faster
@@ -191,8 +195,15 @@ def train(
     say(f"\n{measured.to_markdown()}\n\nwrote {weights}; attack it with: robustviz evaluate {out}")
 
 
-def claim(out: Path, resume: bool, force: bool) -> tuple[Path, Path]:
-    """Return where a run writes its weights and its state, or refuse to touch what is there."""
+def claim(out: Path, resume: bool, force: bool, *, staged: bool = False) -> tuple[Path, Path]:
+    """Return where a run writes its weights and its state, or refuse to touch what is there.
+
+    Args:
+        out: Folder or file of the run.
+        resume: Go on with what is there.
+        force: Start anew.
+        staged: Whether the run has a state for each stage, as with WNLL.
+    """
     weights = out if out.suffix == ".safetensors" else out / "model.safetensors"
     state = weights.with_suffix(".state")
     interrupted = state_files(state)
@@ -202,6 +213,9 @@ def claim(out: Path, resume: bool, force: bool) -> tuple[Path, Path]:
         raise FileExistsError(f"--out {out} holds a finished run; choose another name or add --force")
     if interrupted and not (resume or force):
         raise FileExistsError(f"--out {out} holds an interrupted run; add --resume to go on, or --force to start anew")
+    if resume and any((file == state) == staged for file in interrupted):
+        kind = "without --defense wnll" if staged else "with --defense wnll"
+        raise ValueError(f"--resume: the interrupted run in {out} is one {kind}; use its settings, or another --out")
     return weights, state
 
 
