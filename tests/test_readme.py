@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from robustviz.comparison import PUBLISHED, WORST, Comparison, spread
+from robustviz.evaluation import CLEAN
+from robustviz.experiments.results import NetworkResults, share
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -57,3 +59,20 @@ def test_figures_are_those_of_the_record():
         assert spread(tvm.values("both", 0.15, condition)) in README
     assert record.settings["images"] == 200
     assert len(record.settings["seeds"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    {
+        "standard": "standard",
+        "pgd": "adversarially trained",
+        "pgd-wnll": "adversarially trained, WNLL",
+        "pgd-cas": "adversarially trained, CAS",
+        "tvm": "trained on TVM versions, behind TVM",
+        "tvm-wnll": "trained on TVM versions, behind TVM, WNLL",
+    }.items(),
+)
+def test_figures_of_cifar10_are_those_of_the_records(network, words):
+    record = NetworkResults.load(ROOT / "data" / "results" / "cifar10" / f"cifar10-{network}.json")
+    figures = (100 * share(record.correct(*names))[0] for names in ([CLEAN], ["PGD-20"], record.worst_members()))
+    assert f"| {words} | {' | '.join(f'{figure:.1f}' for figure in figures)} |" in README
