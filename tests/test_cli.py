@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from robustviz import checkpoints, cli, demo
+from robustviz.comparison import Comparison
 from robustviz.evaluation import RobustnessTable
 from robustviz.models import initialized, small_cnn
 from robustviz.records import RunRecord
@@ -340,6 +341,73 @@ def test_bad_counts_are_refused_before_anything_is_measured(refuses):
     for option in ("--few", "--images", "--batch-size", "--targets", "--cw-search"):
         for value in ("0", "-1"):
             assert f'Invalid value "{value}" for {option}. Must be >= 1' in refuses("results", option, value)
+
+
+def test_whole_numbers_are_not_rounded(refuses):
+    for words in (
+        ("evaluate", "digits-pgd", "--images", "1.5"),
+        ("train", "--seed", "2.7"),
+        ("train", "--images", "1e3"),
+        ("evaluate", "digits-pgd", "--batch-size", 10**30),
+        ("results", "--batch-size", 10**30),
+    ):
+        assert f"for {words[-2]}: must be a whole number below 2^63, got '{words[-1]}'" in refuses(*words)
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """Nothing may be loaded: what is refused is refused before."""
+    monkeypatch.setattr(checkpoints, "load", lambda *words, **settings: pytest.fail("a network was loaded"))
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("demo",), "--out"),
+        (("features", "digits-pgd"), "--out"),
+        (("evaluate", "digits-pgd"), "--out"),
+        (("diagnose", "digits-pgd"), "--out"),
+        (("compare", "wnll"), "--out"),
+        (("results", "digits-pgd"), "--out"),
+        (("results", "digits-pgd", "--out", "new"), "--page"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, tuple) else words,
+)
+def test_an_impossible_place_is_refused_before_the_work(idle, elsewhere, words, option):
+    (elsewhere / "afile").write_text("mine")
+    for place, why in (("afile/new/x", "Not a directory"), ("/proc/new/x", ""), (f"{'n' * 300}/x", "too long")):
+        with pytest.raises(ValueError, match=rf"{option} must lie in a folder that can be written to, but .*{why}"):
+            run(*words, "--force", option, place)
+    assert [file.name for file in elsewhere.iterdir()] == ["afile"]
+
+
+def test_a_file_is_no_folder_and_a_folder_no_page(idle, elsewhere):
+    (elsewhere / "afile").write_text("mine")
+    for words in (("demo",), ("features", "digits-pgd"), ("diagnose", "digits-pgd"), ("results", "digits-pgd")):
+        with pytest.raises(ValueError, match=r"but afile cannot: Not a directory"):
+            run(*words, "--out", "afile", "--force")
+    with pytest.raises(IsADirectoryError, match=r"--page \. is a folder; name a file"):
+        run("results", "digits-pgd", "--page", ".", "--force")
+    with pytest.raises(FileExistsError, match="--page afile is no page of this command"):
+        run("results", "digits-pgd", "--page", "afile")
+
+
+def test_a_place_leaves_no_trace_when_the_work_cannot_begin(elsewhere):
+    with pytest.raises(FileNotFoundError, match="no checkpoint nope"):
+        run("evaluate", "nope", "--out", "new/sub/x.json")
+    assert not list(elsewhere.iterdir())
+
+
+def test_what_cannot_be_saved_was_printed(monkeypatch, capsys, tmp_path):
+    def forged(seeds, say):
+        (tmp_path / "out").write_text("a file, meanwhile")
+        yield Comparison("wnll", {}, {}, {}, {})
+
+    monkeypatch.setattr("robustviz.experiments.wnll.compare_wnll", forged)
+    monkeypatch.setattr(Comparison, "to_markdown", lambda self: "| the table |")
+    with pytest.raises(OSError, match="out"):
+        run("compare", "wnll", "--out", tmp_path / "out")
+    assert "| the table |" in capsys.readouterr().out
 
 
 def test_where_there_are_fewer_images_all_are_taken_and_the_line_says_how_many(says, pictures, tmp_path):

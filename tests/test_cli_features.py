@@ -89,6 +89,12 @@ def test_too_few_training_images_for_a_map_are_refused_before_any_attack(tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+def test_too_few_images_for_a_spread_are_refused_before_any_attack(tmp_path):
+    with pytest.raises(ValueError, match=r"--images must give some class two test images, .* got 10 of as many"):
+        run("features", "digits-pgd", "--images", 10, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_template_of_a_shipped_network_is_found_and_others_get_one():
     training_set = digits("train")
     model, _ = checkpoints.load("digits-wnll")

@@ -154,14 +154,14 @@ def test_train_and_evaluate_behind_tvm(says, tmp_path, monkeypatch):
     words = ("--defense", "tvm", "--augment", "tvm", "--epochs", "1", "--images", "60", "--epsilon", "0.1")
     text = says("train", *words)
     folder = tmp_path / "runs" / "digits-small_cnn-tvm-augmented-none"
-    assert all(f"| {condition} " in text for condition in ("PGD-20, naive", "BPDA", "BPDA + EOT"))
+    assert all(f"| {condition} " in text for condition in ("PGD-20, as published", "BPDA", "BPDA + EOT"))
     assert "condition (250 images)" in text
     model, record = checkpoints.load(folder)
     assert isinstance(model.purify, TVM)
     assert (record.settings["defense"], record.settings["augment"]) == ("tvm", "tvm")
     assert len(list((tmp_path / "cache").iterdir())) == 2  # of the training part and of the held-out part
     found = says("evaluate", folder, "--images", "10", "--attacks", "fgsm", "--no-adaptive")
-    assert "FGSM, naive" in found
+    assert "FGSM, as published" in found
     assert "BPDA" not in found
 
 

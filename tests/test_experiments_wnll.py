@@ -131,13 +131,17 @@ def test_every_defense_meets_the_attacks_made_for_it(interpolating):
     pgd_attack = {"PGD": partial(pgd, threat=THREAT)}
     plain, both = checkpoints.load("digits-standard")[0], checkpoints.load("digits-tvm")[0]
     assert measured_with(plain, pgd_attack, THREAT) == pgd_attack
-    assert {"PGD", "surrogate gradient", "wide graph, K = 60"} <= measured_with(
-        interpolating, pgd_attack, THREAT
-    ).keys()
+    borrowed = measured_with(interpolating, pgd_attack, THREAT)
+    assert {"PGD, as published", "surrogate gradient", "wide graph, K = 60"} <= borrowed.keys()
+    assert describe(borrowed["PGD, as published"])["view"]["function"] == "surrogate_head"
+    iterated = {"IFGSM": partial(ifgsm, threat=THREAT, steps=20)}
+    assert "surrogate gradient" not in measured_with(interpolating, iterated, THREAT)  # the same attack
     purified = measured_with(both, pgd_attack, THREAT)
-    assert list(purified) == ["PGD, naive", "BPDA", "BPDA + EOT"]
-    assert describe(purified["PGD, naive"])["view"]["function"] == "unpurified"
-    assert list(measured_with(both, pgd_attack, THREAT, adaptive=False)) == ["PGD, naive"]
+    assert list(purified) == ["PGD, as published", "BPDA", "BPDA + EOT"]
+    assert describe(purified["PGD, as published"])["view"]["function"] == "unpurified"
+    assert list(measured_with(both, pgd_attack, THREAT, adaptive=False)) == ["PGD, as published"]
+    of_both = measured_with(interpolating.replace(purify=both.purify), pgd_attack, THREAT)["PGD, as published"]
+    assert [view["function"] for view in describe(of_both)["view"]["views"]] == ["unpurified", "surrogate_head"]
     on_both = attacks_on_defenses(interpolating.replace(purify=both.purify), THREAT)
     assert list(on_both) == ["BPDA", "BPDA + EOT", "BPDA + EOT, from the linear head"]
     assert all(describe(attack)["attack"]["threat"]["epsilon"] == 0.1 for attack in on_both.values())

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import nbformat
+import normalize_notebooks
 import pytest
 from normalize_notebooks import executed
 
@@ -278,3 +279,24 @@ def nbval(path):
     command += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=120"]
     command += [f"--nbval-sanitize-with={SANITIZE}", str(path)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_what_cannot_be_executed_is_told_before_anything_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(normalize_notebooks, "executed", lambda *words: pytest.fail("a lesson was executed"))
+    lesson, bare, other = tmp_path / "lesson.ipynb", tmp_path / "bare.ipynb", tmp_path / "other.ipynb"
+    lesson.write_bytes(NOTEBOOKS[0].read_bytes())
+    nbformat.write(nbformat.v4.new_notebook(), bare)
+    other.write_text("{}")
+    for words, told in (
+        ((lesson, "--data", "cifar10"), "--data needs --out"),
+        ((lesson, "--data", "cifar10", "--out", tmp_path / "x" / ".."), "--data needs --out"),
+        ((NOTEBOOKS[0], "--data", "cifar10", "--out", NOTEBOOKS[0].parent), "--data needs --out"),
+        ((lesson, "--data", "imagenet", "--out", tmp_path / "new"), "choose from"),
+        ((tmp_path / "none.ipynb",), "No such file"),
+        ((bare, "--data", "cifar10", "--out", tmp_path / "new"), "the first code cell of"),
+        ((lesson, other), "other.ipynb is no notebook"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            normalize_notebooks.main([str(word) for word in words])
+        assert end.value.code == 2
+        assert told in capsys.readouterr().err

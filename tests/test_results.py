@@ -98,6 +98,7 @@ def test_a_foreign_file_is_refused(tmp_path):
     (tmp_path / "digits-standard.json").write_text("{}")
     with pytest.raises(ValueError, match="holds no results of a network"):
         opened("digits-standard", tmp_path)
+    assert not opened("digits-standard", tmp_path, force=True)[2].conditions
 
 
 def test_the_ensemble_is_a_cascade_but_not_for_a_head_that_answers_by_batches(tmp_path):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from robustviz import checkpoints as stored
-from robustviz.cli.app import Count, Radius, Seed, app, say
+from robustviz.cli.app import Count, Radius, Seed, app, say, writable
 from robustviz.cli.measure import opened
 from robustviz.data import DOWNLOADS, ImageSet
 from robustviz.diagnostics import diagnose
@@ -56,6 +56,8 @@ def diagnose_command(
         force: Replace these files if they exist.
     """
     names = ("index.html", "diagnosis.txt", "diagnosis.json")
+    if out is not None:
+        writable("--out", out)
     if out is not None and not force and (existing := [out / name for name in names if (out / name).exists()]):
         raise FileExistsError(f"--out holds {existing[0]}; choose another folder or add --force")
     model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, device, root)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, validators
 
 from robustviz import checkpoints as stored
-from robustviz.cli.app import Count, Radius, Seed, app, say
+from robustviz.cli.app import Count, Radius, Seed, app, say, unused
 from robustviz.cli.measure import data_name, opened
 from robustviz.data import DOWNLOADS, load
 from robustviz.defenses import WNLLHead
@@ -67,11 +67,13 @@ def features(
         out: Folder for the results.
         force: Write into the folder although it is not empty.
     """
-    if out.exists() and not (out.is_dir() and (force or not any(out.iterdir()))):
-        raise FileExistsError(
-            f"--out {out} is there and not empty; choose another folder, or add --force to write into it"
-        )
+    unused(out, force)
     model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, "cpu", root)
+    if len(test_set) == len(set(test_set.labels.tolist())):
+        raise ValueError(
+            f"--images must give some class two test images, because the spread of the classes is measured, got "
+            f"{len(test_set)} of as many classes; give more, the default is 200"
+        )
     data = data_name(stored.load(checkpoint)[1], data)
     other = None if beside is None else _beside(beside, checkpoint, data, root)
     pool = load(data, "train", root=root)

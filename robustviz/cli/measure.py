@@ -7,7 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from robustviz import checkpoints as stored
-from robustviz.cli.app import Radius, Seed, app, say
+from robustviz.cli.app import Radius, Seed, app, say, writable
 from robustviz.data import DOWNLOADS, TORCHVISION_SETS, ImageSet, load
 from robustviz.distributed import processes
 from robustviz.evaluation import RobustnessTable, evaluate
@@ -63,12 +63,12 @@ def evaluate_command(
         out: Also write the decision on every image to this JSON file.
         force: Replace that file if it exists.
     """
+    if out is not None:
+        writable("--out", out.parent)
     if out is not None and out.exists() and not force:
         raise FileExistsError(f"--out {out} exists; choose another name or add --force")
     if out is not None and out.is_dir():
         raise IsADirectoryError(f"--out {out} is a folder; name a JSON file")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
     model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, device, root)
     say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")
     measured = measure(

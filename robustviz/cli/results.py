@@ -5,7 +5,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from robustviz import checkpoints as stored
-from robustviz.cli.app import Count, Seed, app, say
+from robustviz.cli.app import Count, Seed, app, say, writable
 from robustviz.cli.measure import opened
 from robustviz.data import DOWNLOADS, TORCHVISION_SETS
 from robustviz.distributed import processes
@@ -66,7 +66,8 @@ def results(
         out: Folder of the records, one for each network; default data/results/DATA.
         page: Where to write the page; default RESULTS.md for CIFAR-10, and OUT/RESULTS.md for other data.
         write_only: Measure nothing.
-        force: Replace records of other weights or other images; without it they are left alone.
+        force: Replace records that are damaged or of other weights or other images, and a page that is not of this
+            command; without it they are left alone.
     """
     effort = Effort(
         images=images,
@@ -82,7 +83,13 @@ def results(
     )
     out = out or Path("data/results") / stem(data)
     page = page or (Path("RESULTS.md") if stem(data) == "cifar10" else out / "RESULTS.md")
+    writable("--page", page.parent)
+    if page.is_dir():
+        raise IsADirectoryError(f"--page {page} is a folder; name a file")
+    if page.exists() and not force and not page.read_bytes().startswith(f"{TITLE}\n".encode()):
+        raise FileExistsError(f"--page {page} is no page of this command; choose another name or add --force")
     if not write_only:
+        writable("--out", out)
         begins = f"{stem(data)}-"
         chosen = names or tuple(name for name in stored.shipped() if name.startswith(begins))
         if not chosen:
@@ -90,8 +97,6 @@ def results(
         for name in chosen:
             _measure(name, data, effort, suites, device, root, out, force)
     processes().wait()
-    if page.exists() and not page.read_text().startswith(f"{TITLE}\n") and not force:
-        raise FileExistsError(f"--page {page} is no page of this command; choose another name or add --force")
     if processes().first:
         write_whole(page, write_page(read_results(out)))
     say(f"wrote {page}")

@@ -1,11 +1,9 @@
 """Commands that train several networks and set them side by side: `demo` and `compare`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter, validators
-
-from robustviz.cli.app import Seed, app, say
+from robustviz.cli.app import Count, Seed, app, say, unused, writable
 from robustviz.comparison import RESULTS
 
 
@@ -22,10 +20,7 @@ def demo(*, out: Path = Path("runs/demo"), seed: Seed = 0, force: bool = False) 
     """
     from robustviz.demo import run_demo
 
-    if out.exists() and not (force and out.is_dir()) and not (out.is_dir() and not any(out.iterdir())):
-        raise FileExistsError(
-            f"--out {out} is there and not empty; choose another folder, or add --force to write into it"
-        )
+    unused(out, force)
     page, grid = run_demo(out, seed=seed, say=say)
     say(f"\n{grid}\n\nopen {page}")
 
@@ -35,7 +30,7 @@ def compare(
     name: Literal["wnll", "cas", "tvm"],
     /,
     *,
-    seeds: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 3,
+    seeds: Count = 3,
     out: Path = RESULTS,
     force: bool = False,
 ) -> None:
@@ -56,9 +51,10 @@ def compare(
     from robustviz.experiments.wnll import compare_wnll
 
     run = {"wnll": compare_wnll, "cas": compare_cas, "tvm": compare_tvm}[name]
-    out.mkdir(parents=True, exist_ok=True)
+    writable("--out", out)
     if existing := [file for file in out.glob(f"{name}*.json") if not force]:
         raise FileExistsError(f"--out {out} holds {existing[0].name} already; choose another folder or add --force")
     for comparison in run(range(seeds), say):
-        comparison.save(out / f"{comparison.name}.json")
-        say(f"\n{comparison.to_markdown()}\n\nwrote {out / comparison.name}.json")
+        say(f"\n{comparison.to_markdown()}\n")
+        comparison.save(file := out / f"{comparison.name}.json")
+        say(f"wrote {file}")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from robustviz import checkpoints as stored
-from robustviz.cli.app import Radius, Seed, app, say
+from robustviz.cli.app import Radius, Seed, app, say, writable
 from robustviz.cli.measure import measure, opened
 from robustviz.data import DOWNLOADS
 from robustviz.distributed import processes
@@ -105,6 +105,7 @@ def _claim(out: Path, resume: bool, force: bool) -> Path:
     state = out.with_name(f"{out.name}.unfinished")
     if out.is_dir():
         raise IsADirectoryError(f"--out {out} is a folder; name a JSON file")
+    writable("--out", out.parent)
     if out.exists() and not force:
         raise FileExistsError(f"--out {out} exists; choose another name or add --force")
     if state.exists() and not (resume or force):

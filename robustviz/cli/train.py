@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robustviz import checkpoints as stored
 from robustviz.assembly import has_buffer, has_cas
-from robustviz.cli.app import Radius, Seed, app, say
+from robustviz.cli.app import Radius, Seed, app, say, writable
 from robustviz.cli.measure import check_radius, measure
 from robustviz.data import DOWNLOADS, ImageSet, load
 from robustviz.defenses.tvm import TVM
@@ -209,6 +209,7 @@ def claim(out: Path, resume: bool, force: bool, *, staged: bool = False) -> tupl
     interrupted = state_files(state)
     if out.is_file() and out != weights:
         raise FileExistsError(f"--out {out} is a file; name a folder, or a file that ends in .safetensors")
+    writable("--out", weights.parent)
     if (weights.exists() or weights.with_suffix(".json").exists()) and not force:
         raise FileExistsError(f"--out {out} holds a finished run; choose another name or add --force")
     if interrupted and not (resume or force):

@@ -1,38 +1,56 @@
 """What `robustviz compare` runs: every defense as published and under the worst case of adaptive attacks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from torch import nn
 
-from robustviz.attacks import against
+from robustviz.attacks import against, surrogate_head
 from robustviz.comparison import Contest, with_threat
 from robustviz.defenses.cas import CASBlock
 from robustviz.defenses.tvm import TVM
 from robustviz.defenses.wnll_head import WNLLHead
 from robustviz.experiments.cas import ADAPTIVE
-from robustviz.experiments.tvm import bpda_contests, unpurified
+from robustviz.experiments.tvm import bpda_contests, combined, unpurified
 from robustviz.experiments.wnll import wnll_contests
 from robustviz.models import Classifier
+from robustviz.records import describe
 from robustviz.types import Attack, Threat
 
 
 def measured_with(
     model: Classifier, attacks: Mapping[str, Attack], threat: Threat, *, adaptive: bool = True
 ) -> dict[str, Attack]:
-    """Choose what a network is measured with: attacks that know of no defense, and those made for its own.
+    """Choose what a network is measured with: attacks as papers make them, and those made for its own defense.
 
     Args:
         model: Its modules tell the defenses.
-        attacks: By name; if images are purified, they are made without the purifier, and called naive.
+        attacks: By name; behind TVM and on WNLL they are made on `published_view`, and their names say so.
         threat: Norm and radius of the attacks made for the defenses.
         adaptive: Whether there are such.
     """
-    if _has(model, TVM):
+    if view := published_view(model):
         attacks = {
-            f"{name}, naive": partial(against, view=unpurified, attack=attack) for name, attack in attacks.items()
+            f"{name}, as published": partial(against, view=view, attack=attack) for name, attack in attacks.items()
         }
-    return {**attacks, **(attacks_on_defenses(model, threat) if adaptive else {})}
+    known = [describe(attack) for attack in attacks.values()]
+    made = attacks_on_defenses(model, threat) if adaptive else {}
+    return {**attacks, **{name: attack for name, attack in made.items() if describe(attack) not in known}}
+
+
+def published_view(model: nn.Module) -> Callable[[Any], nn.Module] | None:
+    """Choose what the papers attacked: the network without its purifier, and the linear head beside WNLL.
+
+    Args:
+        model: Its modules tell the defenses.
+
+    Returns:
+        A view for `attacks.against`; None is the network itself.
+    """
+    views: list[Callable[[Any], Any]] = [unpurified] if _has(model, TVM) else []
+    views += [surrogate_head] if _has(model, WNLLHead) else []
+    return partial(combined, views=views) if len(views) > 1 else views[0] if views else None
 
 
 def attacks_on_defenses(model: nn.Module, threat: Threat) -> dict[str, Attack]:

@@ -22,15 +22,13 @@ from robustviz.attacks import (
     identity_backward,
     linear_head,
     square,
-    surrogate_head,
 )
 from robustviz.data import ImageSet
 from robustviz.defenses.tvm import TVM
 from robustviz.defenses.wnll_head import WNLLHead
 from robustviz.evaluation import CLEAN, evaluate
-from robustviz.experiments import attacks_on_defenses
+from robustviz.experiments import attacks_on_defenses, published_view
 from robustviz.experiments.results import CARLINI_WAGNER, Condition, NetworkResults, Suite, share
-from robustviz.experiments.tvm import combined, unpurified
 from robustviz.models import Classifier
 from robustviz.recipes import evaluation_attacks
 from robustviz.records import describe
@@ -88,12 +86,7 @@ class Plan:
 
 def plans(model: Classifier, threat: Threat, effort: Effort, suites: Sequence[Suite]) -> dict[str, Plan]:
     """What to measure on a network, by the names of the conditions; clean images always come first."""
-    wnll, views = isinstance(model.head, WNLLHead), list[Callable[[Any], Any]]()
-    if isinstance(model.purify, TVM):
-        views.append(unpurified)
-    if wnll:
-        views.append(surrogate_head)
-    view: Any = partial(combined, views=views) if len(views) > 1 else views[0] if views else None
+    view = published_view(model)
     made: dict[str, Plan] = {CLEAN: Plan("common", None)}
     common = evaluation_attacks(["fgsm", "ifgsm", "pgd"], threat, effort.steps)
     common[CARLINI_WAGNER] = partial(carlini_wagner, steps=effort.cw_steps, search_steps=effort.cw_search)
@@ -103,7 +96,7 @@ def plans(model: Classifier, threat: Threat, effort: Effort, suites: Sequence[Su
     done = [describe(plan.attack) for plan in made.values()]
     made |= {name: plan for name, plan in _adaptive(model, threat).items() if describe(plan.attack) not in done}
     made |= _ensemble(model, threat, effort)
-    if wnll:
+    if isinstance(model.head, WNLLHead):
         made["clean, one at a time"] = Plan("heads", None, view=alone_head)
         made["clean, linear head beside"] = Plan("heads", None, view=linear_head)
     return {name: plan for name, plan in made.items() if plan.suite in suites or name == CLEAN}

@@ -115,7 +115,9 @@ class NetworkResults:
             conditions = {name: Condition(**entry) for name, entry in content.pop("conditions").items()}
             return cls(**content, conditions=conditions)
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} holds no results of a network ({error!r}); remove it to measure anew") from error
+            raise ValueError(
+                f"{path} holds no results of a network ({error!r}); measure it anew with --force"
+            ) from error
 
 
 def share(correct: Tensor) -> tuple[float, tuple[float, float]]:
@@ -145,16 +147,22 @@ def known_results(
         threat: Of the attacks.
         radius: Euclidean distance within which Carlini & Wagner must succeed.
         folder: Where the records are.
-        force: Start anew although there is a record of other weights or images.
+        force: Start anew although there is a record that is damaged or of other weights or images.
 
     Raises:
-        FileExistsError: If there is such a record.
+        ValueError: If there is a damaged record.
+        FileExistsError: If there is a record of other weights or images.
     """
     identity = {"weights": record.results["sha256"], "images": fingerprint(test_set.images, test_set.labels)}
     data = {"name": test_set.name, "pictures": pictures}
     began = NetworkResults(name, how_trained(record), data, describe(threat) | {"l2": radius}, identity)
     if (path := folder / f"{name}.json").exists():
-        found = NetworkResults.load(path)
+        try:
+            found = NetworkResults.load(path)
+        except ValueError:
+            if not force:
+                raise
+            return began
         if (found.identity, found.threat) == (identity, began.threat):
             return replace(began, conditions=found.conditions)
         if not force:

@@ -38,6 +38,7 @@ def attack_explorer(
         curve_size: Images behind the curve of accuracy, which is measured once, with PGD-10.
 
     Raises:
+        TypeError: If the networks are no dict of networks.
         ValueError: If there is no network, or the state cannot be shown.
     """
     networks = compared(networks)

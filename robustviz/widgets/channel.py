@@ -175,6 +175,7 @@ def channel_explorer(
         size: Images that are measured, with every class in proportion.
 
     Raises:
+        TypeError: If the networks are no dict of networks.
         ValueError: If there is no network, the state cannot be shown, or a network is not made of the blocks of
             `models`.
     """

@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from robustviz.data import ImageSet, digits
+from robustviz.geometry import NEIGHBORS
 from robustviz.models import Classifier
 from robustviz.recipes import usual_threat
 from robustviz.widgets.channel import STRENGTHS
 from robustviz.widgets.feature_picture import FeaturePicture, Pointer
 from robustviz.widgets.feature_record import METHODS, FeatureMeasurements, FeatureState
-from robustviz.widgets.networks import usual_images, usual_networks
+from robustviz.widgets.networks import single, usual_images
 from robustviz.widgets.panel import Panel, choice_slider, chooser, slider
 
 
@@ -114,10 +115,16 @@ def feature_explorer(
         training_size: Training images on the map, likewise.
 
     Raises:
-        ValueError: If the state cannot be shown.
+        TypeError: If the network is no classifier.
+        ValueError: If there are too few training images for a map, or the state cannot be shown.
     """
-    network = usual_networks()["standard"] if network is None else network
+    network = single(network)
     training = digits("train") if training is None else training
+    if min(training_size, len(training)) <= NEIGHBORS:
+        raise ValueError(
+            f"training and training_size must give at least {NEIGHBORS + 1} images, because every point of a map is "
+            f"placed by its {NEIGHBORS} nearest, got {len(training)} and {training_size}"
+        )
     images = usual_images() if images is None else images
     usual = usual_threat(images.name).epsilon
     strengths = tuple(round(share * usual, 6) for share in STRENGTHS)

@@ -80,7 +80,8 @@ class Panel(ipywidgets.VBox):
     """Controls, presets, a line of text and a picture.
 
     The state is the truth: controls follow it, and turning one asks for another state. A result that is no longer
-    wanted when it is ready is thrown away. An error leaves the picture as it was and is told in the line.
+    wanted when it is ready is thrown away. An error leaves the picture as it was. Where a person turned a control the
+    line tells it and the control stays, because the next one may make the setting possible.
 
     Args:
         state: Frozen dataclass; what is shown first.
@@ -109,7 +110,7 @@ class Panel(ipywidgets.VBox):
         self._wanted: Any = None
         self._shown: Any = None
         self._following = self._busy = False
-        self._text = ""
+        self._text = self._message = ""
         self._line = ipywidgets.HTML()
         self._screen = Still(picture.figure) if screen is None else screen
         self.presets = {name: ipywidgets.Button(description=name, layout=_FIT) for name in presets or {}}
@@ -130,8 +131,20 @@ class Panel(ipywidgets.VBox):
         """Take another setting: the controls move, the record is computed, the picture follows.
 
         Raises:
-            ValueError: If a control cannot take its part of the state, or `compute` refuses the state.
+            ValueError: If a control cannot take its part of the state, or `compute` refuses the state; the panel stays
+                as it was.
         """
+        before, message = self._wanted, self._message
+        try:
+            self._take(state)
+        except BaseException:
+            if before is not None:
+                self._follow(before)
+                self._wanted = before
+            self._tell(message)
+            raise
+
+    def _take(self, state: Any) -> None:
         self._follow(state)
         self._wanted = state
         if self._busy:  # called while computing: the loop below sees that its result is stale
@@ -201,7 +214,7 @@ class Panel(ipywidgets.VBox):
     def _turned(self, name: str, change: Any) -> None:
         if not self._following:
             with self.telling():
-                self.show(replace(self._wanted, **{name: change["new"]}))
+                self._take(replace(self._wanted, **{name: change["new"]}))
 
     def _pressed(self, preset: Any, button: Any) -> None:
         with self.telling():

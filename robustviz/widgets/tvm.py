@@ -19,7 +19,7 @@ from robustviz.plots.style import pixels
 from robustviz.recipes import usual_threat
 from robustviz.tensors import evaluating, seeded
 from robustviz.types import Images, Progress, Threat
-from robustviz.widgets.networks import usual_images, usual_networks
+from robustviz.widgets.networks import single, usual_images
 from robustviz.widgets.panel import Panel, choice_slider, chooser, slider
 
 ATTACKS = ("none", "naive", "BPDA")
@@ -176,9 +176,10 @@ def tvm_explorer(
         state: What is shown first; None is a naive attack at the data set's usual radius.
 
     Raises:
+        TypeError: If the network is no classifier.
         ValueError: If the state cannot be shown.
     """
-    network = usual_networks()["standard"] if network is None else network
+    network = single(network)
     images = usual_images() if images is None else images
     usual = usual_threat(images.name).epsilon
     start = TVMState(epsilon=usual)

@@ -20,7 +20,7 @@ from robustviz.plots import COLORS, show_picture, styled
 from robustviz.plots.style import caption, pixels
 from robustviz.recipes import usual_threat
 from robustviz.types import Progress, Threat
-from robustviz.widgets.networks import usual_images
+from robustviz.widgets.networks import single, usual_images
 from robustviz.widgets.panel import Panel, choice_slider, chooser, slider
 
 CONTESTS = wnll_contests(steps=10, wide=(60,))
@@ -180,12 +180,14 @@ def wnll_explorer(
         state: What is shown first.
 
     Raises:
+        TypeError: If the network is no classifier.
         ValueError: If the network has no WNLL head, the source does not fit it, or the state cannot be shown.
     """
     if network is None:
         network, source = checkpoints.load("digits-pgd-wnll")[0], template_source("digits", "pgd-wnll")
     if source is None:
         raise ValueError("source must be given with a network: the images that its template was drawn from")
+    network = single(network)
     if not isinstance(network.head, WNLLHead):
         raise ValueError(
             f"network must have a WNLLHead, got {type(network.head).__name__}; `wnll_classifier` puts one there"
@@ -194,7 +196,7 @@ def wnll_explorer(
     usual = usual_threat(images.name).epsilon
     template: Any = network.head.template
     most = min(60, len(template) - 1)
-    start = WNLLState(epsilon=usual)
+    start = WNLLState(image=min(WNLLState.image, len(images) - 1), epsilon=usual)
     controls = {
         "image": slider(0, len(images) - 1, 1, "image"),
         "epsilon": slider(0.0, 1.0, 0.01 if usual > 0.1 else 1 / 255, "epsilon"),

@@ -122,9 +122,15 @@ def test_a_state_comes_back(panel):
     assert (panel.state(), panel.message, bytes(panel.children[-1].value)) == (state, said, seen)
 
 
-def test_a_panel_without_networks_is_refused():
+def test_a_panel_without_networks_is_refused(unchecked):
     with pytest.raises(ValueError, match="networks must hold at least one network by its name, got none"):
         attack_explorer({})
+    for wrong, told in (
+        ([1], "must be a dict of networks by their names, got list"),
+        ({"a": None}, "got NoneType for 'a'"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            attack_explorer(wrong)
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,12 @@ def test_a_state_that_does_not_exist(panel, wrong, words):
     with pytest.raises(ValueError, match=words):
         panel.show(wrong)
     assert panel.state() == FeatureState()
+
+
+def test_what_gives_no_map_is_refused(unchecked):
+    with pytest.raises(TypeError, match=r"network must be one robustviz.models.Classifier, got dict"):
+        feature_explorer(usual_networks())
+    with pytest.raises(
+        ValueError, match=r"training and training_size must give at least 16 images, .* got 15 and 1000"
+    ):
+        feature_explorer(training=usual_images().subset(15))

@@ -99,6 +99,15 @@ def test_what_no_control_can_show_is_refused(panel, state, message):
     assert (panel.controls["number"].value, panel.controls["word"].value) == (1, None)
 
 
+@pytest.mark.parametrize("number", [13, 7])
+def test_a_refused_state_leaves_the_panel_as_it_was(panel, number):
+    panel.show(State(4, "a"))
+    with pytest.raises((ValueError, ZeroDivisionError)):
+        panel.show(State(number, "b"))
+    assert (panel.state(), panel.record, panel.message) == (State(4, "a"), 8, "twice is 8")
+    assert (panel.controls["number"].value, panel.controls["word"].value) == (4, "a")
+
+
 def test_a_state_that_is_impossible_at_the_start_is_raised():
     with pytest.raises(ValueError, match="13"):
         Panel(State(13), {"number": slider(0, 50, 1, "number")}, doubled, Dot())

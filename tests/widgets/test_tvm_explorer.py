@@ -87,3 +87,9 @@ def test_a_state_that_does_not_exist(panel, wrong):
     with pytest.raises(ValueError, match=r"must be|cannot be"):
         panel.show(replace(TVMState(), **wrong))
     assert panel.state() == TVMState()
+
+
+@pytest.mark.parametrize("wrong", [{}, usual_networks(), [None]], ids=("nothing", "dict", "list"))
+def test_several_networks_are_refused(unchecked, wrong):
+    with pytest.raises(TypeError, match=r"network must be one robustviz.models.Classifier, got (dict|list)"):
+        tvm_explorer(wrong)

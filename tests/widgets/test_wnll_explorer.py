@@ -94,3 +94,7 @@ def test_a_network_needs_the_source_of_its_template():
         wnll_explorer(network)
     with pytest.raises(ValueError, match="image_set must be what the template was drawn from"):
         wnll_explorer(network, digits("test"))
+
+
+def test_few_images():
+    assert wnll_explorer(images=usual_images().subset(3)).state().image == 2
