@@ -242,6 +242,14 @@ def test_the_page_comes_from_the_records_alone():
         assert entry.network["command"] in page
 
 
+def test_without_an_attack_there_is_no_worst_case_and_networks_to_train_are_named():
+    entry = made("cifar10-1k", clean=("common", "1111", []))
+    page = write_page({"cifar10-1k": entry, "cifar10-pgd": replace(entry, name="cifar10-pgd")})
+    (line,) = [line for line in page.splitlines() if line.startswith("| cifar10-1k") and "100.0" in line]
+    assert [cell.strip() for cell in line.split("|")][-3:] == ["-", "0", ""]
+    assert "These do not come with the library: cifar10-1k. Given again by:" in page
+
+
 def test_every_claim_has_a_source_and_networks():
     for claim in claims():
         assert re.search(r"arXiv \d{4}\.\d{5}, \w", claim.source)

@@ -5,6 +5,7 @@ from math import isinf
 from pathlib import Path
 from typing import Any
 
+from robustviz.checkpoints import shipped
 from robustviz.evaluation import CLEAN
 from robustviz.experiments.claims import RULE, TITLES, claims, verdict
 from robustviz.experiments.results import CARLINI_WAGNER, NetworkResults, Suite, share
@@ -54,7 +55,9 @@ def write_page(measured: Measured, command: str = "robustviz results --write-onl
         *(_every(entry) for entry in measured.values()),
         "## How the networks were trained",
         _training(measured),
-        "Given again by:\n\n" + "\n".join(f"    {entry.network['command']}" for entry in measured.values()),
+        _missing(measured)
+        + "Given again by:\n\n"
+        + "\n".join(f"    {entry.network['command']}" for entry in measured.values()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -141,7 +144,8 @@ def _row(entry: NetworkResults, names: Sequence[str]) -> list[str]:
         members = entry.members(suite)
         cells.append(percent(entry, [CLEAN, *members]) if members else "-")
     behind = entry.worst_members()
-    return [entry.name, *cells, percent(entry, behind), str(len(behind) - 1)]
+    attacks = len(behind) - 1  # clean images are one of them
+    return [entry.name, *cells, percent(entry, behind) if attacks else "-", str(attacks)]
 
 
 def _reading(measured: Measured) -> str:
@@ -189,6 +193,12 @@ def cost(attack: Mapping[str, Any] | None) -> dict[str, Any]:
 def _training(measured: Measured) -> str:
     headers = ["network", "what", "attack", "images", "data", "epochs", "schedule", "precision", "minutes"]
     return table(headers, [[entry.name, *_trained(entry)] for entry in measured.values()])
+
+
+def _missing(measured: Measured) -> str:
+    """Say which networks a reader has to train."""
+    absent = [name for name in measured if name not in shipped()]
+    return f"These do not come with the library: {', '.join(absent)}. " if absent else ""
 
 
 def _trained(entry: NetworkResults) -> list[str]:
