@@ -1,5 +1,6 @@
 """The command line: a few commands in a process of their own, the rest inside this one."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -575,3 +576,24 @@ def test_help_teaches(says, command):
 
 def test_version(says):
     assert says("--version").strip()
+
+
+def test_a_network_is_trained_anew_with_the_one_that_it_began_with(monkeypatch, says, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, words in {"first": (*SHORT[2:], "--epochs", "1"), "second": (*SHORT, "--start", "runs/first")}.items():
+        monkeypatch.setattr(sys, "argv", ["robustviz", "train", *words, "--out", f"runs/{name}"])
+        run("train", *words, "--out", f"runs/{name}")
+    few = ("--images", "20", "--attacks", "fgsm")
+    assert "runs/retrained/second on 20 test images" in says("evaluate", "runs/second", "--retrain", *few)
+    for name in ("first", "second"):
+        one, other = (checkpoints.load(f"runs/{folder}{name}")[0].state_dict() for folder in ("", "retrained/"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    command = checkpoints.load("runs/retrained/second")[1].command
+    assert "--start runs/retrained/first" in command
+    assert sys.argv[-1] == "runs/second", "what was typed is put back"
+    assert "is there already" in says("evaluate", "runs/second", "--retrain", *few)
+    Path("other.safetensors").write_bytes(Path("runs/first/model.safetensors").read_bytes())
+    record = json.loads(Path("runs/first/model.json").read_text())
+    Path("other.json").write_text(json.dumps(record | {"command": "make it"}))
+    with pytest.raises(ValueError, match=r"--retrain: the record of other.safetensors names no command"):
+        run("evaluate", "other.safetensors", "--retrain")

@@ -10,7 +10,7 @@ from torch import nn
 
 from robustviz import checkpoints, cli
 from robustviz.assembly import defended
-from robustviz.cli.measure import data_name
+from robustviz.cli.opening import data_name
 from robustviz.comparison import Contest
 from robustviz.data import ImageSet, digits
 from robustviz.defenses import wnll_classifier

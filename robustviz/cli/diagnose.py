@@ -6,7 +6,7 @@ from pathlib import Path
 
 from robustviz import checkpoints as stored
 from robustviz.cli.app import Count, Radius, Seed, app, say, writable
-from robustviz.cli.measure import opened
+from robustviz.cli.opening import opened, retrained
 from robustviz.data import DOWNLOADS, ImageSet
 from robustviz.diagnostics import diagnose
 from robustviz.experiments import attacks_on_defenses
@@ -31,6 +31,7 @@ def diagnose_command(
     seed: Seed = 0,
     device: str = "auto",
     root: Path = DOWNLOADS,
+    retrain: bool = False,
     out: Path | None = None,
     force: bool = False,
 ) -> None:
@@ -52,6 +53,7 @@ def diagnose_command(
         seed: Of everything random.
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
+        retrain: First train the network anew, by the command in its record, into runs/retrained.
         out: Folder for the report: index.html, diagnosis.txt and diagnosis.json.
         force: Replace these files if they exist.
     """
@@ -60,6 +62,7 @@ def diagnose_command(
         writable("--out", out)
     if out is not None and not force and (existing := [out / name for name in names if (out / name).exists()]):
         raise FileExistsError(f"--out holds {existing[0]}; choose another folder or add --force")
+    checkpoint = retrained(checkpoint, data, root) if retrain else checkpoint
     model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, device, root)
     plain = None if undefended is None else _comparable(undefended, test_set).to(test_set.images.device)
     say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")

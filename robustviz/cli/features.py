@@ -10,7 +10,7 @@ from cyclopts import Parameter, validators
 
 from robustviz import checkpoints as stored
 from robustviz.cli.app import Count, Radius, Seed, app, say, unused
-from robustviz.cli.measure import data_name, opened
+from robustviz.cli.opening import data_name, opened, retrained
 from robustviz.data import DOWNLOADS, load
 from robustviz.defenses import WNLLHead
 from robustviz.experiments.geometry import Pair, study_pair
@@ -36,6 +36,7 @@ def features(
     umap: bool = True,
     seed: Seed = 0,
     root: Path = DOWNLOADS,
+    retrain: bool = False,
     out: Path = Path("runs/features"),
     force: bool = False,
 ) -> None:
@@ -64,10 +65,12 @@ def features(
         umap: Also draw a UMAP map, beside PCA.
         seed: Of the maps and of random starts.
         root: Folder of downloaded data sets; default data/downloads.
+        retrain: First train the network anew, by the command in its record, into runs/retrained.
         out: Folder for the results.
         force: Write into the folder although it is not empty.
     """
     unused(out, force)
+    checkpoint = retrained(checkpoint, data, root) if retrain else checkpoint
     model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, "cpu", root)
     if len(test_set) == len(set(test_set.labels.tolist())):
         raise ValueError(

@@ -6,7 +6,7 @@ from tqdm.auto import tqdm
 
 from robustviz import checkpoints as stored
 from robustviz.cli.app import Count, Seed, app, say, writable
-from robustviz.cli.measure import opened
+from robustviz.cli.opening import opened, retrained
 from robustviz.data import DOWNLOADS, TORCHVISION_SETS
 from robustviz.distributed import processes
 from robustviz.experiments.measuring import Effort, measure_network, plans
@@ -35,6 +35,7 @@ def results(
     seed: Seed = 0,
     device: str = "auto",
     root: Path = DOWNLOADS,
+    retrain: bool = False,
     out: Path | None = None,
     page: Path | None = None,
     write_only: bool = False,
@@ -63,6 +64,7 @@ def results(
         seed: Of the random starts.
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
+        retrain: First train the networks anew, by the commands in their records, into runs/retrained.
         out: Folder of the records, one for each network; default data/results/DATA.
         page: Where to write the page; default RESULTS.md for CIFAR-10, and OUT/RESULTS.md for other data.
         write_only: Measure nothing.
@@ -95,6 +97,7 @@ def results(
         if not chosen:
             raise ValueError(f"no network whose name begins with {begins} comes with the library; name one or more")
         for name in chosen:
+            name = retrained(name, data, root) if retrain else name
             _measure(name, data, effort, suites, device, root, out, force)
     processes().wait()
     if processes().first:

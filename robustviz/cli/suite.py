@@ -5,7 +5,8 @@ from typing import Literal
 
 from robustviz import checkpoints as stored
 from robustviz.cli.app import Radius, Seed, app, say, writable
-from robustviz.cli.measure import measure, opened
+from robustviz.cli.measure import measure
+from robustviz.cli.opening import opened, retrained
 from robustviz.data import DOWNLOADS
 from robustviz.distributed import processes
 from robustviz.experiments import measured_with
@@ -31,6 +32,7 @@ def attack_suite(
     seed: Seed = 0,
     device: str = "auto",
     root: Path = DOWNLOADS,
+    retrain: bool = False,
     out: Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -57,12 +59,14 @@ def attack_suite(
         seed: Of the random starts.
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
+        retrain: First train the network anew, by the command in its record, into runs/retrained.
         out: JSON file for the decision on every image; default runs/CHECKPOINT-attack-suite.json.
         resume: Go on with the interrupted suite that is there.
         force: Start anew although a result or an interrupted suite is there.
     """
     out = out or Path("runs") / f"{_name(checkpoint)}-attack-suite.json"
     state = _claim(out, resume, force)
+    checkpoint = retrained(checkpoint, data, root) if retrain else checkpoint
     model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, device, root)
     if batch_dependent(model):
         raise ValueError(

@@ -8,7 +8,8 @@ from pathlib import Path
 from robustviz import checkpoints as stored
 from robustviz.assembly import has_buffer, has_cas
 from robustviz.cli.app import Radius, Seed, app, say, writable
-from robustviz.cli.measure import check_radius, measure
+from robustviz.cli.measure import measure
+from robustviz.cli.opening import check_radius
 from robustviz.data import DOWNLOADS, ImageSet, load
 from robustviz.defenses.tvm import TVM
 from robustviz.defenses.wnll_head import Gradient
