@@ -520,6 +520,9 @@ def test_checkpoints_lists_what_comes_with_the_library(says):
 def test_evaluate_of_a_shipped_network(says):
     text = says("evaluate", "--checkpoint", "digits-pgd", "--images", "40", "--attacks", "fgsm")
     assert "digits-pgd on 40 test images of digits, linf, epsilon 0.15" in text
+    left_out = "attacks made for its defense are left out"
+    assert left_out not in says("evaluate", "digits-pgd", "--images", "20", "--attacks", "fgsm", "--no-adaptive")
+    assert left_out in says("evaluate", "digits-wnll", "--images", "20", "--attacks", "fgsm", "--no-adaptive")
 
 
 def test_fetch(says, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from typing import Literal
 from robustviz import checkpoints as stored
 from robustviz.cli.app import app, say
 from robustviz.data import DOWNLOADS, torchvision_set
+from robustviz.evaluation import CLEAN
 from robustviz.records import RunRecord, table
 
 
@@ -28,8 +29,9 @@ def checkpoints() -> None:
     for name, path in stored.shipped().items():
         record = RunRecord.load(path.with_suffix(".json"))
         settings, accuracy = record.settings, record.results["accuracy"]
-        figures = ", ".join(f"{condition} {share:.1%}" for condition, share in list(accuracy.items())[:2])
-        figures += f", worst of {len(accuracy) - 1} attacks {record.results['worst_case']:.1%}"
+        attacks = [condition for condition in accuracy if condition != CLEAN]
+        under = attacks[0] if len(attacks) == 1 else f"worst of {len(attacks)} attacks"
+        figures = f"clean {accuracy[CLEAN]:.1%}, {under} {record.results['worst_case']:.1%}"
         epsilon = f"{settings['threat']['norm']} {settings['threat']['epsilon']:.4g}"
         made = settings["architecture"]
         rows.append([name, str(settings["data"]), made.get("network", made["function"]), epsilon, figures])

@@ -11,7 +11,7 @@ from robustviz.cli.opening import opened, retrained
 from robustviz.data import DOWNLOADS
 from robustviz.distributed import processes
 from robustviz.evaluation import RobustnessTable, evaluate
-from robustviz.experiments import measured_with
+from robustviz.experiments import attacks_on_defenses, measured_with
 from robustviz.recipes import EvaluationAttack, evaluation_attacks
 from robustviz.tensors import seeded
 from robustviz.types import Norm
@@ -81,6 +81,8 @@ def evaluate_command(
         survivors_only=survivors_only,
     )
     say(measured.to_markdown())
+    if not adaptive and attacks_on_defenses(model, threat):
+        say("attacks made for its defense are left out: the worst case says nothing about that defense")
     if out is not None:
         measured.to_json(out)
         say(f"wrote {out}")

@@ -1,5 +1,6 @@
 """RESULTS.md: the tables of all measured networks and a verdict on every claim, written from the records alone."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isinf
 from pathlib import Path
@@ -79,16 +80,21 @@ def source(name: str, pictures: bool) -> str:
 
 
 def _claims(measured: Measured) -> str:
-    rows = []
+    rows, absent, count = list[list[str]](), list[str](), Counter[str]()
     names = [name for entry in measured.values() for name in entry.conditions]
     steps = next((int(name.removeprefix("IFGSM-")) for name in names if name.startswith("IFGSM-")), 20)
     for claim in claims(steps):
         outcome = verdict(claim, measured)
+        network = TITLES[claim.network] if claim.network else "no network named"
+        if outcome.text.startswith("not tested"):
+            absent.append(f"{claim.what} ({network}; {claim.figures}; {claim.source}): {outcome.text}")
+            continue
+        count[outcome.text.rpartition(": ")[2]] += 1
         figures = [bare(measured.get(name), claim.condition) for name in (claim.before, claim.after)]
         rows.append(
             [
                 claim.what,
-                f"{TITLES[claim.network] if claim.network else 'no network named'}; {claim.source}",
+                f"{network}; {claim.source}",
                 claim.figures,
                 " -> ".join(figures) if all(figures) else "-",
                 gain(outcome.published),
@@ -105,7 +111,10 @@ def _claims(measured: Measured) -> str:
         "gain, worst case",
         "verdict",
     ]
-    return table(headers, rows)
+    tested = ", ".join(f"{number} {text}" for text, number in sorted(count.items())) or "none"
+    words = f"In short: of {len(rows) + len(absent)} claims, {tested}; {len(absent)} not tested."
+    listed = ["Not tested:\n\n" + "\n".join(f"- {line}" for line in absent)] if absent else []
+    return "\n\n".join([words, *([table(headers, rows)] if rows else []), *listed])
 
 
 def gain(value: tuple[float, float, float] | None) -> str:
