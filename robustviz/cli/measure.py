@@ -1,5 +1,7 @@
 """The command `evaluate`, and measuring with a progress bar."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +92,18 @@ def evaluate_command(
 
 def measure(model: Any, test_set: Any, attacks: Any, generator: torch.Generator, **settings: Any) -> RobustnessTable:
     """Evaluate with a progress bar."""
+    images, labels = test_set.images, test_set.labels
+    with progress() as advance:
+        return evaluate(model, images, labels, attacks, generator=generator, on_batch=advance, **settings)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar; what is yielded is the `on_batch` of `evaluate`."""
     with tqdm(unit="image", leave=False, disable=processes().silent) as bar:
 
         def advance(condition: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done
             bar.set_description(condition)
 
-        return evaluate(
-            model, test_set.images, test_set.labels, attacks, generator=generator, on_batch=advance, **settings
-        )
+        yield advance

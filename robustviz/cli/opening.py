@@ -90,6 +90,12 @@ def data_name(record: RunRecord, data: str | None) -> str:
     return trained.name if trained.name in TORCHVISION_SETS and not trained.is_dir() else str(record.settings["data"])
 
 
+def called(checkpoint: str) -> str:
+    """Name a checkpoint for a file: the run folder's name if it lies in one, else its own."""
+    path = stored.find(checkpoint)
+    return path.parent.name if path.stem == "model" else path.stem
+
+
 def retrained(checkpoint: str, data: str | None, root: Path = DOWNLOADS) -> str:
     """Train a network anew by the command in its record, and before it the one that it began with.
 
@@ -106,11 +112,11 @@ def retrained(checkpoint: str, data: str | None, root: Path = DOWNLOADS) -> str:
     Raises:
         ValueError: If the record names no command of `robustviz train`.
     """
-    file, record = stored.find(checkpoint), stored.load(checkpoint)[1]
+    record = stored.load(checkpoint)[1]
     words = shlex.split(record.command or "")
     if words[:2] != ["robustviz", "train"] or "&&" in words:
         raise ValueError(f"--retrain: the record of {checkpoint} names no command of robustviz train")
-    out = RETRAINED / (file.parent.name if file.stem == "model" else file.stem)
+    out = RETRAINED / called(checkpoint)
     if (out / "model.safetensors").exists():
         say(f"--retrain: {out} is there already; remove it to train it once more")
         return str(out)

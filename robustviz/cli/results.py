@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from robustviz import checkpoints as stored
 from robustviz.cli.app import Count, Seed, app, say, writable
-from robustviz.cli.opening import opened, retrained
+from robustviz.cli.measure import progress
+from robustviz.cli.opening import called, opened, retrained
 from robustviz.data import DOWNLOADS, TORCHVISION_SETS
 from robustviz.distributed import processes
 from robustviz.experiments.measuring import Effort, measure_network, plans
@@ -110,20 +109,13 @@ def _measure(
 ) -> None:
     """Measure one network and store its record."""
     model, test_set, threat = opened(name, data, None, None, effort.images, device, root)
-    file = stored.find(name)
-    record = RunRecord.load(file.with_suffix(".json"))
-    label = file.parent.name if file.stem == "model" else file.stem
+    record, label = RunRecord.load(stored.find(name).with_suffix(".json")), called(name)
     pictures = data != "digits" and (data not in TORCHVISION_SETS or (root / data / "train").is_dir())
     radius = usual_threat(stem(data), "l2").epsilon
     known = known_results(label, record, test_set, pictures, threat, radius, out, force=force)
     say(f"{label}: {len(test_set)} test images of {test_set.name}, {len(known.conditions)} conditions known")
-    with tqdm(unit="image", leave=False, disable=processes().silent) as bar:
-
-        def advance(condition: str, done: int, total: int) -> None:
-            bar.total, bar.n = total, done
-            bar.set_description(condition)
-
-        todo = plans(model, threat, effort, suites)
+    todo = plans(model, threat, effort, suites)
+    with progress() as advance:
         measure_network(
             model, known, test_set, todo, effort, store=lambda found: found.save(out), say=say, on_batch=advance
         )

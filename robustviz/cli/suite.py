@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from robustviz import checkpoints as stored
 from robustviz.cli.app import Radius, Seed, app, say, writable
 from robustviz.cli.measure import measure
-from robustviz.cli.opening import opened, retrained
+from robustviz.cli.opening import called, opened, retrained
 from robustviz.data import DOWNLOADS
 from robustviz.distributed import processes
 from robustviz.experiments import measured_with
@@ -64,7 +63,7 @@ def attack_suite(
         resume: Go on with the interrupted suite that is there.
         force: Start anew although a result or an interrupted suite is there.
     """
-    out = out or Path("runs") / f"{_name(checkpoint)}-attack-suite.json"
+    out = out or Path("runs") / f"{called(checkpoint)}-attack-suite.json"
     state = _claim(out, resume, force)
     checkpoint = retrained(checkpoint, data, root) if retrain else checkpoint
     model, test_set, threat = opened(checkpoint, data, norm, epsilon, images, device, root)
@@ -115,9 +114,3 @@ def _claim(out: Path, resume: bool, force: bool) -> Path:
     if state.exists() and not (resume or force):
         raise FileExistsError(f"{state} is an interrupted suite; add --resume to go on, or --force to start anew")
     return state
-
-
-def _name(checkpoint: str) -> str:
-    """Name a checkpoint for a file: the run folder's name if it lies in one, else its own."""
-    path = stored.find(checkpoint)
-    return path.parent.name if path.stem == "model" else path.stem

@@ -87,7 +87,9 @@ def _claims(measured: Measured) -> str:
         outcome = verdict(claim, measured)
         network = TITLES[claim.network] if claim.network else "no network named"
         if outcome.text.startswith("not tested"):
-            absent.append(f"{claim.what} ({network}; {claim.figures}; {claim.source}): {outcome.text}")
+            absent.append(
+                f"{claim.what} ({network}; {claim.figures}; {claim.source}): {outcome.text.removeprefix('not tested (').removesuffix(')')}"
+            )
             continue
         count[outcome.text.rpartition(": ")[2]] += 1
         figures = [bare(measured.get(name), claim.condition) for name in (claim.before, claim.after)]

