@@ -100,7 +100,12 @@ class Prediction:
 
         Args:
             answer: Letter of the option that came true.
+
+        Raises:
+            ValueError: If it is not one of the letters.
         """
+        if answer not in self.options:
+            raise ValueError(f"answer must be one of {', '.join(self.options)}, got {answer!r}")
         expected = {None: "you made no prediction", answer: "as you predicted"}.get(
             self.choice, f"you predicted {self.choice}"
         )

@@ -168,7 +168,7 @@ def usual_device(name: str) -> torch.device:
         )
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not there ({str(error).splitlines()[0]}); use auto or cpu") from error
     return device

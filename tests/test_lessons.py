@@ -99,6 +99,8 @@ def test_a_prediction_is_kept_until_the_answer(capsys, choice, asked, told):
 
 
 def test_a_prediction_is_one_of_the_options():
+    with pytest.raises(ValueError, match="answer must be one of a, b, got 'z'"):
+        predict("More or less?", a="more", b="less").explain("z")
     with pytest.raises(ValueError, match="choice must be one of a, b, got 'c'"):
         predict("More or less?", choice="c", a="more", b="less")
 

@@ -95,8 +95,9 @@ def test_unknown_names_list_the_known(unchecked):
         training_attack("madry", THREAT)
     with pytest.raises(ValueError, match=r"fgsm, ifgsm, pgd, mifgsm, got 'cw'"):
         evaluation_attacks(["pgd", "cw"], THREAT)
-    with pytest.raises(ValueError, match=r"'abacus' is not there.*use auto or cpu"):
-        usual_device("abacus")
+    for name in ("abacus", "meta"):
+        with pytest.raises(ValueError, match=rf"'{name}' is not there.*use auto or cpu"):
+            usual_device(name)
 
 
 def test_usual_device(monkeypatch):
