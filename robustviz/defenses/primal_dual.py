@@ -94,18 +94,21 @@ class Problem:
         return (point, down, right), found
 
     @torch.no_grad()
-    def unproven(self, point: Maps, down: Maps, right: Maps, tolerance: float) -> Bool[Tensor, "n"]:
-        """Tell which pictures may still be more than `tolerance` of their energy above the minimum."""
+    def energy(self, point: Maps) -> Float[Tensor, "n"]:
+        """Energy of each picture, brought into its range."""
         point = point.clamp(self.low, self.high)
-        vertical, horizontal = _differences(point)
-        lengths = torch.addcmul(vertical * vertical, horizontal, horizontal).sqrt()
-        energy = self.kept * (point - self.observed).square() / 2 + self.weight * lengths
+        down, right = _differences(point)
+        lengths = torch.addcmul(down * down, right, right).sqrt()
+        return (self.kept * (point - self.observed).square() / 2 + self.weight * lengths).sum((0, 1)).sum(1)
+
+    @torch.no_grad()
+    def bound(self, down: Maps, right: Maps) -> Float[Tensor, "n"]:
+        """What the energy of no picture can fall below, by its dual maps; far below it where pixels are dropped."""
         slope = -self.weight * _divergence(down, right)
         least = (self.observed - slope).clamp(self.low, self.high)
         fixed = slope * least + (least - self.observed).square() / 2
-        bound = torch.lerp(torch.minimum(slope * self.low, slope * self.high), fixed, self.kept)
-        energy, bound = (maps.sum((0, 1)).sum(1) for maps in (energy, bound))
-        return energy - bound > tolerance * energy
+        free = torch.minimum(slope * self.low, slope * self.high)
+        return torch.lerp(free, fixed, self.kept).sum((0, 1)).sum(1)
 
 
 def _filled(observed: Maps, kept: Maps) -> Maps:

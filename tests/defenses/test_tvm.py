@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_images
 from robustviz.attacks import pgd
 from robustviz.data import ImageSet
 from robustviz.defenses import tvm, variation
+from robustviz.defenses.primal_dual import Problem
 from robustviz.defenses.tvm import TVM, augment, draw_kept, minimize_tv, total_variation, tv_energy
 from robustviz.models import small_cnn
 from robustviz.tensors import drawing, seeded
@@ -93,6 +94,35 @@ def test_few_steps_come_close(keep, steps):
     kept = kept_of(images, keep)
     few, many = (minimize_tv(images, keep=keep, steps=count, tolerance=1e-4) for count in (steps, 400))
     assert tv_energy(few, images, kept).sum() <= 1.001 * tv_energy(many, images, kept).sum()
+
+
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+def test_the_tolerance_says_when_to_stop(keep):
+    images = crops(12)
+    kept = kept_of(images, keep)
+    least = tv_energy(minimize_tv(images, keep=keep, steps=800, tolerance=1e-5), images, kept)
+    made = []
+    for tolerance in (2e-2, 4e-3):
+        seen = []
+        minimize_tv(images, keep=keep, tolerance=tolerance, on_step=seen.append)
+        assert (seen[-1].energy.sum() <= (1 + tolerance) * least.sum()).item()
+        made.append(seen[-1].step)
+    assert made[0] < made[1] < 100
+
+
+@given(seed=st.integers(0, 10**6), keep=st.floats(0.1, 1))
+@settings(deadline=None, max_examples=20)
+def test_no_picture_has_less_energy_than_the_bound(seed, keep):
+    images, others = noise(seed, 3).double(), noise(seed + 1, 3).double()
+    kept = kept_of(images, keep)
+    problem = Problem.of(images, kept, WEIGHT)
+    down, right = noise(seed + 2, 6).double().mul(2).sub(1).div(2**0.5).permute(2, 3, 0, 1).chunk(2, 2)
+    down, right = down.clone(), right.clone()
+    down[-1], right[:, -1] = 0, 0
+    point = others.permute(2, 3, 0, 1).clamp(problem.low, problem.high)
+    assert (problem.bound(down, right) <= problem.energy(point)).all()
+    inside = tv_energy(point.permute(2, 3, 0, 1), images, kept)
+    assert torch.allclose(problem.energy(point), inside)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
