@@ -43,7 +43,7 @@ def defended(
         raise ValueError(f"network must be one of {', '.join(MODELS)}, got {network!r}")
     classifier = MODELS[network](classes=classes, channels=channels)
     if cas:
-        classifier = with_cas(classifier, classes)
+        classifier = with_cas(classifier, classes, generator=torch.default_generator)  # as all other weights
     if buffer:
         classifier = buffered(classifier)
     if tvm is not None:
@@ -78,7 +78,7 @@ def extended(start: Classifier, build: Callable[..., Classifier]) -> Classifier:
     classifier = deepcopy(start.replace(purify=None, head=head.linear if isinstance(head, WNLLHead) else head))
     linear: Any = wanted.head
     if has_cas(wanted) and not has_cas(classifier):
-        classifier = with_cas(classifier, linear.out_features)
+        classifier = with_cas(classifier, linear.out_features, generator=torch.default_generator)
     if has_buffer(wanted) and not has_buffer(classifier):
         trained: Any = classifier.head
         classifier = buffered(classifier)

@@ -13,7 +13,7 @@ from torch import nn
 
 from robustviz.data import ImageSet
 from robustviz.evaluation import CLEAN, RobustnessTable, evaluate
-from robustviz.records import table, versions, write_whole
+from robustviz.records import describe, table, versions, write_whole
 from robustviz.tensors import seeded
 from robustviz.types import Attack, Norm, Threat
 
@@ -202,6 +202,17 @@ def with_threat(attack: Any, threat: Threat) -> Attack:
     """Fix the threat of an attack, or of the attack inside an attack that is made of another one."""
     inner = getattr(attack, "keywords", {}).get("attack")
     return partial(attack, attack=with_threat(inner, threat)) if inner is not None else partial(attack, threat=threat)
+
+
+def described(contests: Mapping[str, Contest]) -> Any:
+    """Turn contests into JSON, without a threat: every strength of a comparison brings its own."""
+    return _without_threat(describe(dict(contests)))
+
+
+def _without_threat(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_threat(item) for key, item in value.items() if key != "threat"}
+    return [_without_threat(item) for item in value] if isinstance(value, list) else value
 
 
 def _shares(measured: RobustnessTable, contests: Mapping[str, Contest]) -> dict[str, float]:

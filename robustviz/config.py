@@ -29,7 +29,8 @@ class TrainConfig:
         precision: `"bf16"` computes in bfloat16 (autocast) on maps stored channels-last, weights stay float32;
             `"fp32"` switches both off; `"auto"` is bf16 where it pays: images of at least 16 pixels on a processor
             with bfloat16 matrix units, or on a GPU that has them.
-        seed: Decides the validation part, the order, the augmentation and the attack's random starts.
+        seed: Decides the order, the augmentation, dropout and the draws of attacks and stochastic modules; the
+            validation part is the same for every seed.
 
     Raises:
         ValueError: If a setting is out of range.

@@ -62,9 +62,9 @@ def evaluate(
             all conditions and repeats.
 
     Raises:
-        ValueError: If images, labels or a setting are out of range, a condition is called `clean`, `survivors_only`
-            or `fast` meets a model whose answers depend on the whole batch, or `resume` is a file of another
-            evaluation.
+        ValueError: If images, labels or a setting are out of range, a condition is called `clean`, an attack is
+            targeted, `survivors_only` or `fast` meets a model whose answers depend on the whole batch, or `resume` is
+            a file of another evaluation.
     """
     check_images(images, labels)
     _check(model, attacks, batch_size=batch_size, repeats=repeats, survivors_only=survivors_only, fast=bool(fast))
@@ -98,7 +98,7 @@ def evaluate(
             return rows, rows, torch.zeros(0), 0
         part, noise = images[rows], seeded(settings["seed"], repeat, batch)
         attacked, decided, differing = _decide(model, copy, part, labels[rows], attack, noise)
-        return rows, decided.cpu(), norms(attacked - part, _norm(attack)).float().cpu(), differing
+        return rows, decided.cpu(), norms((attacked - part).detach(), _norm(attack)).float().cpu(), differing
 
     turns = islice(product(range(len(conditions)), range(repeats), range(len(batches))), tally.done, None)
     for c, of_condition in groupby(turns, itemgetter(0)):
@@ -121,9 +121,21 @@ def _check(model: nn.Module, attacks: Mapping[str, Attack], *, batch_size: int, 
         raise ValueError(f"batch_size and repeats must be >= 1, got {batch_size} and {repeats}")
     if CLEAN in attacks:
         raise ValueError(f"attacks must not be called {CLEAN!r}, which names the condition without attack")
+    for name, attack in attacks.items():
+        if _targeted(attack):
+            raise ValueError(
+                f"attack {name!r} is targeted at the labels it gets, which are the true ones here and would be helped; "
+                "leave targeted out, or use apgd_targeted, which aims at the other classes"
+            )
     for name, wanted in alone.items():
         if wanted and batch_dependent(model):
             raise ValueError(f"{name} must be False for a model whose answers depend on the whole batch")
+
+
+def _targeted(attack: Any) -> bool:
+    """Whether an attack, or the one it is made of, has the setting `targeted`."""
+    settings = getattr(attack, "keywords", {})
+    return bool(settings.get("targeted")) or ("attack" in settings and _targeted(settings["attack"]))
 
 
 def _decide(

@@ -61,7 +61,7 @@ def objective_and_logits(
     objective never passes them, one more forward pass is made.
 
     Returns:
-        The objective (n,) with its gradient, and the logits (n, K) without.
+        The objective (n,) with its gradient, and the logits (n, K) without; both in the dtype of the images.
 
     Raises:
         ValueError: If the model does not return logits of shape (n, K), or a label is not below K.
@@ -84,7 +84,7 @@ def objective_and_logits(
                 model(images)
     finally:
         hook.remove()
-    return values, seen[-1]
+    return values.to(images.dtype), seen[-1].to(images.dtype)
 
 
 Heads = Callable[..., list[tuple[float, Logits]]]
@@ -178,7 +178,8 @@ def trades(
     with evaluating(model), torch.no_grad():
         reference = heads(model, images, labels)
     raised = partial(kl, reference=reference, heads=heads)
-    attacked = attack(model, images, labels, objective=raised, generator=generator)
+    with evaluating(model):
+        attacked = attack(model, images, labels, objective=raised, generator=generator)
     return _paired(partial(trades_loss, factor=factor), model, images, attacked, labels, heads)
 
 
@@ -202,7 +203,8 @@ def mart(
     the MART risk; factor 5 as used with CAS (arXiv 2103.08307).
     """
     raised = partial(over_heads, objective=cross_entropy, heads=heads)
-    attacked = attack(model, images, labels, objective=raised, generator=generator)
+    with evaluating(model):
+        attacked = attack(model, images, labels, objective=raised, generator=generator)
     return _paired(partial(mart_loss, factor=factor), model, images, attacked, labels, heads)
 
 

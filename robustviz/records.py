@@ -66,7 +66,8 @@ def _describe_call(value: Any) -> dict[str, Any]:
     }
     settings.update(given)
     missing = [name for name, setting in settings.items() if setting is inspect.Parameter.empty]
-    return {"function": value.__name__, **{n: describe(s) for n, s in settings.items() if n not in missing}}
+    name = getattr(value, "__name__", type(value).__name__)
+    return {"function": name, **{n: describe(s) for n, s in settings.items() if n not in missing}}
 
 
 def versions() -> dict[str, str]:

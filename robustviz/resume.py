@@ -80,7 +80,8 @@ class TrainingState:
                 f"{self.path} is damaged or no training state ({error}); remove it to start anew"
             ) from error
         now = json.loads(json.dumps(self.settings))
-        stored["settings"].setdefault("start", now["start"])  # older states do not say
+        for name in ("start", "model"):
+            stored["settings"].setdefault(name, now[name])  # older states do not say
         if (began := stored["settings"]["start"]) != now["start"]:
             began, wanted = (name or "new weights" for name in (began, now["start"]))
             raise ValueError(

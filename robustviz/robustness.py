@@ -52,8 +52,14 @@ class RobustnessTable:
                 the nearest adversarial image without a limit.
 
         Raises:
-            ValueError: If the condition is unknown.
+            ValueError: If the condition is unknown, or `within` meets several repeats or attacks on survivors only, of
+                which the table does not hold every length.
         """
+        if within is not None and (self.predictions.shape[1] > 1 or self.settings.get("survivors_only")):
+            raise ValueError(
+                f"within={within} needs the length of every attack on every image; evaluate with repeats=1 and "
+                "survivors_only=False"
+            )
         if condition is None:
             return {name: self.accuracy(name, within=within) for name in self.conditions}
         right = self._row(condition)

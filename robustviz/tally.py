@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustviz.records import write_whole
+from robustviz.records import describe, write_whole
 from robustviz.types import Labels
 
 PLAIN = (bool, int, float, str, tuple)
-"""Attributes of a module that are settings."""
+"""Attributes of a module that are settings as they stand."""
 
 
 class Tally:
@@ -104,8 +105,24 @@ class Tally:
         self.predictions, self.distances = predictions, distances
 
 
+def settings_of(model: nn.Module) -> Iterator[str]:
+    """Write down a network without its weights: name, type and settings of every module.
+
+    Settings are the public attributes that are plain, dictionaries or dataclasses.
+    """
+    for name, module in model.named_modules():
+        yield f"{name} {type(module).__qualname__}"
+        for key, setting in sorted(vars(module).items()):
+            if key == "training" or key.startswith("_"):
+                continue
+            if isinstance(setting, PLAIN):
+                yield f"{key} {setting!r}"
+            elif isinstance(setting, dict) or is_dataclass(setting):
+                yield f"{key} {describe(setting)!r}"
+
+
 def fingerprint(*values: Any) -> str:
-    """Give a short text that changes with any number in tensors and modules, and with the plain settings of modules.
+    """Give a short text that changes with any number in tensors and modules, and with the settings of modules.
 
     Args:
         *values: Tensors and modules; of a `functools.partial` or a container, those inside. Anything else is passed
@@ -125,11 +142,7 @@ def _parts(value: Any) -> Iterator[bytes]:
         yield f"{value.dtype} {tuple(value.shape)}".encode()
         yield flat.contiguous().view(torch.uint8).numpy().tobytes()
     elif isinstance(value, nn.Module):
-        for name, module in value.named_modules():
-            yield f"{name} {type(module).__qualname__}".encode()
-            for key, setting in sorted(vars(module).items()):
-                if key != "training" and not key.startswith("_") and isinstance(setting, PLAIN):
-                    yield f"{key} {setting!r}".encode()
+        yield from (line.encode() for line in settings_of(value))
         for name, tensor in (*value.named_parameters(), *value.named_buffers()):
             yield name.encode()
             yield from _parts(tensor)

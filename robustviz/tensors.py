@@ -102,7 +102,7 @@ def check_images(images: Any, labels: Any = None, *, classes: int | None = None)
 
     Args:
         images: Should be a float tensor (n, c, h, w) in [0, 1].
-        labels: Should be an integer tensor (n,), if given.
+        labels: Should be an int64 tensor (n,), if given.
         classes: How many classes there are; labels must lie below, if given.
 
     Raises:
@@ -128,17 +128,12 @@ def check_labels(labels: Labels, count: int, classes: int | None = None) -> None
     """Refuse labels that do not fit `count` images of `classes` classes.
 
     Raises:
-        TypeError: If labels are not an integer tensor.
+        TypeError: If labels are not an int64 tensor: others index as masks, or not at all.
         ValueError: If their shape or range is wrong.
     """
-    if (
-        not isinstance(labels, Tensor)
-        or labels.is_floating_point()
-        or labels.is_complex()
-        or labels.dtype == torch.bool
-    ):
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels must be an integer tensor, got {kind}")
+        raise TypeError(f"labels must be an int64 tensor, got {kind}; integers of another size become one by `.long()`")
     if labels.shape != (count,):
         raise ValueError(f"labels must have shape ({count},), one for each image, got {tuple(labels.shape)}")
     if count and labels.min() < 0:

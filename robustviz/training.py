@@ -19,6 +19,7 @@ from robustviz.distributed import Processes, processes
 from robustviz.objectives import cross_entropy
 from robustviz.records import describe
 from robustviz.resume import EpochLog, TrainingState, fingerprint
+from robustviz.tally import settings_of
 from robustviz.tensors import check_images, check_labels, drawing, evaluating, seeded
 from robustviz.types import Attack, Images, Labels, Objective, PerImage
 
@@ -90,6 +91,7 @@ def train(
         "data": fingerprint(images, labels),
         "validation": validation.tolist() if isinstance(validation, Tensor) else validation,
         "start": origin,
+        "model": list(settings_of(model)),
     }
     if processes().count > 1:
         settings["processes"] = processes().count
@@ -196,7 +198,7 @@ class _Run:
         if self.bf16:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.attack is not None:
-            with self.autocast():
+            with evaluating(self.model), self.autocast():
                 images = self.attack(self.model, images, labels, generator=noise)
         return images, labels
 

@@ -251,6 +251,20 @@ def test_an_attack_that_leaves_the_ball(networks, evidence_of):
     assert torch.equal(stray.given["far"], stray.right["clean"])  # success far away is none
 
 
+def test_an_attack_made_for_the_defense_meets_it_in_evaluation_mode(networks, evidence_of):
+    seen = []
+
+    def own(model, images, labels, /, *, generator=None):
+        seen.append({module.training for module in model.modules()} | {p.requires_grad for p in model.parameters()})
+        return images
+
+    evidence = evidence_of(copy.deepcopy(networks["pgd"]), attacks={"own": own}, images=10, steps=1)
+    evidence.model.train()
+    assert torch.equal(evidence.given["own"], evidence.right["clean"])
+    assert seen == [{False}]
+    assert evidence.model.training
+
+
 @pytest.mark.parametrize(("epsilon", "said"), [(0.0, "nothing to attack"), (8.0, "plain gray")])
 def test_a_threat_that_makes_no_sense(networks, evidence_of, epsilon, said):
     finding = threat_model(evidence_of(networks["pgd"], images=10, threat=Threat("linf", epsilon), steps=1))

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from scipy.stats import binomtest
 from torch import nn
 
 from robustviz import checkpoints, evaluation
-from robustviz.attacks import bounded, carlini_wagner, fgsm, ifgsm, pgd, random_noise, transfer
+from robustviz.attacks import against, bounded, carlini_wagner, fgsm, ifgsm, pgd, random_noise, soft_mask, transfer
 from robustviz.data import digits as digits_data
+from robustviz.defenses.tvm import TVM
 from robustviz.evaluation import RobustnessTable, evaluate, sweep, wilson
 from robustviz.recipes import standard_ensemble
 from robustviz.tensors import seeded
@@ -55,11 +57,24 @@ def test_accuracy_by_hand():
 
 
 def test_within_counts_long_perturbations_as_failures_of_the_attacker():
-    assert THREE.accuracy("a", within=1.0) == 0.375
-    assert THREE.accuracy("a", within=0.3) == THREE.accuracy("a", within=0.35) == 0.625
-    assert THREE.accuracy("a", within=0.25) == 0.875
-    assert THREE.accuracy("a", within=0.0) == 1
-    assert THREE.accuracy(within=0.25) == {"clean": 0.75, "a": 0.875, "b": 1.0}
+    lengths = [[0.0] * 4, [0.1, 0.2, 0.3, 0.4]]
+    once = decisions([[[0, 1, 2, 1]], [[1, 1, 0, 1]]], distances=lengths)
+    assert once.accuracy("a", within=1.0) == 0.25
+    assert once.accuracy("a", within=0.3) == once.accuracy("a", within=0.35) == 0.5
+    assert once.accuracy("a", within=0.25) == 0.75
+    assert once.accuracy("a", within=0.0) == 1
+    assert once.accuracy(within=0.25) == {"clean": 0.75, "a": 0.75}
+    for table in (THREE, replace(once, settings={"survivors_only": True})):
+        with pytest.raises(ValueError, match=r"within=0\.3 needs the length of every attack"):
+            table.accuracy("a", within=0.3)
+
+
+def test_a_targeted_attack_is_not_handed_the_true_labels(digits, digits_net):
+    few = (digits[0][:4], digits[1][:4])
+    targeted = partial(pgd, threat=THREAT, targeted=True)
+    for attack in (targeted, partial(against, view=soft_mask(1.0), attack=targeted)):
+        with pytest.raises(ValueError, match="attack 'at' is targeted at the labels it gets"):
+            evaluate(digits_net, *few, {"at": attack})
 
 
 def test_unknown_condition():
@@ -432,6 +447,35 @@ def test_a_file_of_another_evaluation_is_refused(digits, digits_net, tmp_path):
         model, pictures, classes, made = (given_.pop(name) for name in ("model", "images", "labels", "attacks"))
         with pytest.raises(ValueError, match=f"{file} belongs to an evaluation with {words}.*remove it to start anew"):
             evaluate(model, pictures, classes, made, resume=file, **given_)
+
+
+class Blur(nn.Module):
+    """A module whose setting is a dataclass."""
+
+    def __init__(self, threat):
+        super().__init__()
+        self.threat = threat
+
+    def forward(self, images):
+        return images
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        (TVM(keep=0.5, steps=5), TVM(keep=1.0, weight=1.0, steps=5)),
+        (TVM(keep=0.5, steps=5), nn.Identity()),
+        (Blur(THREAT), Blur(Threat("linf", 0.1))),
+    ],
+)
+def test_an_evaluation_of_another_purifier_is_refused(digits, digits_net, tmp_path, first, other):
+    images, labels = (part[:20] for part in digits)
+    settings = {"batch_size": 10, "resume": tmp_path / "state.json"}
+    with pytest.raises(Stopped):
+        evaluate(nn.Sequential(first, digits_net), images, labels, {}, on_batch=stopping(1), **settings)
+    with pytest.raises(ValueError, match="another model;"):
+        evaluate(nn.Sequential(other, digits_net), images, labels, {}, **settings)
+    evaluate(nn.Sequential(copy.deepcopy(first), digits_net), images, labels, {}, **settings)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"settings": {}}', '{"settings": 3, "done": 1, "differing": []}'])

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from robustviz.attacks import ifgsm, pgd
+from robustviz.attacks import Step, ifgsm, pgd
 from robustviz.features import recording
 from robustviz.geometry import Trajectory, course, distance_ratio, margins, trace_steps, trace_strengths
 from robustviz.tensors import norms, seeded
@@ -86,6 +86,20 @@ def test_steps_of_one_attack_end_where_it_ends(digits_net, some):
     torch.testing.assert_close(steps.images[-1], attack(digits_net, *some), atol=1e-6, rtol=0)
     torch.testing.assert_close(steps.values[2], features(digits_net, steps.images[2]))
     assert torch.equal(steps.labels, some[1])
+
+
+def test_images_of_an_attack_that_stops_early_stay_where_they_are(digits_net, some):
+    def brief(model, images, labels, *, on_step, generator):
+        for step in range(3 if len(images) == 16 else 2):
+            nothing = torch.zeros(len(images))
+            on_step(Step(0, step, images * (1 - step / 10), nothing, nothing > 0))
+        return images
+
+    few = (some[0][:20], some[1][:20])
+    way = trace_steps(digits_net, *few, brief, layer=LAYER, condition="brief", batch_size=16)
+    assert way.stages == (0, 1, 2)
+    assert torch.equal(way.images[2][:16], few[0][:16] * 0.8)
+    assert torch.equal(way.images[2][16:], few[0][16:] * 0.9)
 
 
 def test_course_holds_the_numbers_of_every_stage(way, digits_net, digits):

@@ -18,19 +18,23 @@ ATTACKED = ChannelStats(
 )
 
 
-def outlines(ax):
-    """Heights and color of the two profiles, from their outlines."""
-    lines = [patch for patch in ax.patches if not patch.get_fill()]
-    return [(patch.get_data().values, colors.to_hex(patch.get_edgecolor()).upper()) for patch in lines]
+def profiles(ax):
+    """Heights and color of the clean outline, and of the attacked crosses."""
+    outline = next(patch for patch in ax.patches if not patch.get_fill())
+    crosses = next(line for line in ax.lines if line.get_marker() == "x")
+    return [
+        (outline.get_data().values, colors.to_hex(outline.get_edgecolor()).upper()),
+        (crosses.get_ydata(), colors.to_hex(crosses.get_color()).upper()),
+    ]
 
 
 def legend(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def test_magnitudes_are_sorted_each_on_its_own():
+def test_magnitudes_are_sorted_each_on_its_own_as_in_the_paper():
     ax = plot_magnitude(CLEAN, ATTACKED)
-    (clean, blue), (attacked, orange) = outlines(ax)
+    (clean, blue), (attacked, orange) = profiles(ax)
     np.testing.assert_array_equal(clean, [2.0, 1.0, 0.5, 0.1])
     np.testing.assert_array_equal(attacked, [3.0, 0.5, 0.3, 0.2])
     assert (blue, orange) == COLORS[:2]
@@ -40,9 +44,33 @@ def test_magnitudes_are_sorted_each_on_its_own():
     assert (ax.get_xlim(), ax.get_ylim()[0]) == ((0, 4), 0)
 
 
+def test_magnitudes_in_the_order_of_the_clean_ones_keep_a_channel_at_its_place():
+    ax = plot_magnitude(CLEAN, ATTACKED, by_channel=True)
+    (clean, _), (attacked, _) = profiles(ax)
+    np.testing.assert_array_equal(clean, [2.0, 1.0, 0.5, 0.1])
+    np.testing.assert_array_equal(attacked, [0.2, 0.3, 3.0, 0.5])  # channels 1, 2, 0, 3
+    assert "clean" in ax.get_xlabel() != plot_magnitude(CLEAN, ATTACKED).get_xlabel()
+
+
+@pytest.mark.parametrize("draw", [plot_magnitude, plot_frequency])
+def test_color_is_not_the_only_code_and_crosses_stand_over_their_step(draw):
+    ax = draw(CLEAN, ATTACKED)
+    crosses = next(line for line in ax.lines if line.get_marker() == "x")
+    assert crosses.get_linestyle() == "None"
+    assert crosses.get_xdata().tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert len(ax.patches) == 2
+
+
+@pytest.mark.parametrize("scales", [(1, 7, 2), (7, 2, 1)])
+def test_no_panel_is_cut_off_by_the_scale_of_another(scales):
+    panels = {str(scale): (CLEAN, ChannelStats(CLEAN.frequency, scale * ATTACKED.magnitude)) for scale in scales}
+    figure = plot_panels(plot_magnitude, panels)
+    assert all(ax.get_ylim()[1] > 7 * 3.0 for ax in figure.axes)
+
+
 def test_frequencies_keep_the_order_of_the_clean_ones():
     ax = plot_frequency(CLEAN, ATTACKED)
-    (clean, _), (attacked, _) = outlines(ax)
+    (clean, _), (attacked, _) = profiles(ax)
     np.testing.assert_allclose(clean, [90, 90, 60, 20])
     np.testing.assert_allclose(attacked, [80, 70, 10, 40])  # channels 1, 3, 2, 0: of equals the first comes first
     assert legend(ax) == ["clean: mean 65%, 3 above 50 %", "attacked: mean 50%, 2 above 50 %"]
@@ -76,9 +104,10 @@ def test_panels_have_one_scale_and_words_that_neither_meet_nor_leave_the_figure(
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_the_legend_of_the_frequencies_covers_no_profile():
+@pytest.mark.parametrize("draw", [plot_magnitude, plot_frequency])
+def test_the_legend_covers_no_profile(draw):
     full = ChannelStats(torch.ones(8).double(), torch.ones(8).double())
-    ax = plot_frequency(full, full)
+    ax = draw(full, full)
     FigureCanvasAgg(ax.figure).draw()
     lowest = ax.transData.inverted().transform(ax.get_legend().get_window_extent())[0, 1]
-    assert lowest > 100
+    assert lowest > max(max(heights) for heights, _ in profiles(ax))

@@ -1,5 +1,7 @@
 """Figures of the geometry: what is drawn where, with which shape, and that nothing is covered or cut off."""
 
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from matplotlib import colors
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
 
 from robustviz.features import FeatureSnapshot
 from robustviz.geometry import Ballot, Course, DecisionPlane, Trajectory, embed, map_regions
@@ -20,8 +23,9 @@ from robustviz.plots import (
     plot_plane,
     plot_trajectories,
     plot_votes,
+    plot_ways,
 )
-from robustviz.plots.maps import apart
+from robustviz.plots.names import NAMED, apart
 from robustviz.tensors import seeded
 
 CLASSES = ("airplane", "automobile", "bird")
@@ -65,7 +69,8 @@ def texts(figure):
     FigureCanvasAgg(figure).draw()
     ticks = {t for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) for t in axis.get_ticklabels(which="both")}
     found = [t for t in figure.findobj(matplotlib.text.Text) if t.get_text().strip() and t not in ticks]
-    return [(t.get_text(), t.get_window_extent()) for t in found if t.get_visible()]
+    box = matplotlib.text.Text.get_window_extent  # of a name alone, without the line to its point
+    return [(t.get_text(), box(t)) for t in found if t.get_visible()]
 
 
 def assert_readable(figure):
@@ -91,9 +96,42 @@ def test_clean_points_are_dots_and_attacked_ones_crosses_where_the_map_has_them(
     assert len(attacked.get_paths()[0]) == 4  # two strokes
     expected = [class_color(label) for label in CLEAN.labels.tolist()]
     np.testing.assert_allclose(clean.get_facecolors()[:, :3], expected)
-    (arrows,) = (c for c in ax.collections if type(c).__name__ == "Quiver")
-    moved = embedding.positions["attacked"] - embedding.positions["clean"]
-    np.testing.assert_allclose(np.stack([arrows.U, arrows.V], 1), moved)
+
+
+def test_an_arrow_with_a_head_leads_from_each_clean_image_to_the_attacked_one(embedding):
+    far = replace(ATTACKED, condition="far", values=CLEAN.values + 5 * embedding.axes[0].float())
+    held = embedding.extended([far])
+    ax = plot_map(MapView("title", held, [CLEAN, far]), CLASSES)
+    arrows = [patch for patch in ax.patches if isinstance(patch, FancyArrowPatch)]
+    assert len(arrows) == len(CLEAN.labels)
+    for arrow, *ends in zip(arrows, held.positions["clean"], held.positions["far"], strict=True):
+        start, end = ax.transData.transform(np.stack(ends))
+        shaft, head = (path.vertices for path in arrow._get_path_in_displaycoord()[0])
+        np.testing.assert_allclose(shaft[0], start)
+        assert 3 < np.hypot(*(head[:3] - end).T).min() < 12  # at the attacked end, and not below the cross
+
+
+def small_names(ax):
+    return [text for text in ax.texts if text.get_fontsize() < 10]
+
+
+@pytest.mark.parametrize("names", [CLASSES, ("0", "1", "2")])
+def test_each_cross_is_named_by_its_class_beside_it_and_no_name_covers_another(embedding, names):
+    ax = plot_map(MapView("title", embedding, [CLEAN, ATTACKED]), names)
+    small = small_names(ax)
+    assert [text.get_text() for text in small] == [names[label] for label in ATTACKED.labels]
+    for text, place in zip(small, embedding.positions["attacked"].numpy(), strict=True):
+        np.testing.assert_allclose(text.xy, place)  # a line leads there
+    assert_readable(ax.figure)
+    for text in small:
+        box = matplotlib.text.Text.get_window_extent(text)
+        assert not any(box.contains(*ax.transData.transform(place)) for place in embedding.positions["attacked"])
+
+
+def test_of_many_images_crosses_are_not_named():
+    many = [snapshot("clean", count=NAMED + 1), snapshot("attacked", 1.0, NAMED + 1)]
+    held = embed(snapshot("training"), many, method="pca")
+    assert not small_names(plot_map(MapView("", held, many), CLASSES))
 
 
 def test_map_names_classes_and_axes_and_says_what_shapes_mean(embedding, regions):
@@ -102,7 +140,8 @@ def test_map_names_classes_and_axes_and_says_what_shapes_mean(embedding, regions
     first, second = embedding.explained
     assert f"({first:.0%} of the variance)" in ax.get_xlabel()
     assert f"({second:.0%} of the variance)" in ax.get_ylabel()
-    assert [t.get_text() for t in ax.figure.legends[0].get_texts()] == ["clean", "attacked", "training"]
+    said = [t.get_text() for t in ax.figure.legends[0].get_texts()]
+    assert said == ["clean", "attacked", "training", "background: class decided there"]
     assert_readable(ax.figure)
     legend = ax.figure.legends[0].get_window_extent()
     assert legend.y0 >= ax.get_window_extent().y1  # covers no point
@@ -136,7 +175,20 @@ def test_ways_go_from_dot_to_cross_and_change_their_line_where_the_decision_does
     dots, crosses = ax.collections[1], ax.collections[-1]
     np.testing.assert_allclose(dots.get_offsets(), places[0])
     np.testing.assert_allclose(crosses.get_offsets(), places[-1])
+    assert [text.get_text() for text in small_names(ax)] == [CLASSES[label] for label in LABELS[:6]]
     assert_readable(ax.figure)
+
+
+def test_ways_on_several_maps_stand_side_by_side_with_one_legend(embedding):
+    figure = plot_ways({"one": embedding, "other": embedding}, {"one": way(), "other": way()}, CLASSES)
+    assert [ax.get_title(loc) for ax in figure.axes for loc in ("left", "center") if ax.get_title(loc)] == [
+        "one",
+        "other",
+    ]
+    (legend,) = figure.legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said == ["epsilon 0", "epsilon 0.2", "decided right", "decided wrong", "training"]
+    assert_readable(figure)
 
 
 def test_a_way_that_the_map_does_not_hold_is_placed():

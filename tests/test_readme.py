@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,9 @@ def test_figures_are_those_of_the_record():
         for condition in (PUBLISHED, WORST):
             assert spread(cas.values(network, 0.15, condition)) in README
     tvm = Comparison.load(ROOT / "data" / "results" / "tvm.json")
-    for condition in (PUBLISHED, WORST):
-        assert spread(tvm.values("both", 0.15, condition)) in README
+    for network, condition in product(("both", "none"), ("naive", WORST)):
+        assert spread(tvm.values(network, 0.15, condition)) in README
+    assert spread(tvm.remarks["both: clean, right under all of 5 masks"]) in README
     assert record.settings["images"] == 200
     assert len(record.settings["seeds"]) == 3
 

@@ -130,6 +130,19 @@ def test_attack_in_evaluation_mode_loss_in_train_mode(net, some, objective, pass
     assert net.linear.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("objective", [trades, mart])
+def test_an_attack_that_switches_nothing_is_in_evaluation_mode(net, some, objective):
+    seen = []
+
+    def attack(model, images, labels, /, *, objective, generator=None):
+        seen.append((model.training, model.dropout.training, model.linear.weight.requires_grad))
+        return images
+
+    objective(net.train(), *some, attack=attack).sum().backward()
+    assert seen == [(False, False, False)]
+    assert net.dropout.training
+
+
 @pytest.mark.parametrize("steps", [1, 10])
 def test_trades_attack_raises_the_divergence_from_the_clean_prediction(net, some, steps):
     images, labels = some

@@ -185,7 +185,10 @@ BAD_IMAGES = {
     "a little over": (with_pixel(1.001), ValueError, "reach from 0.5 to 1.001; normalization"),
 }
 BAD_LABELS = {
-    "float": (LABELS.float(), TypeError, "labels must be an integer tensor, got torch.float32"),
+    "float": (LABELS.float(), TypeError, "labels must be an int64 tensor, got torch.float32"),
+    "int32": (LABELS.int(), TypeError, r"int64 tensor, got torch.int32; .* `.long\(\)`"),
+    "int16": (LABELS.short(), TypeError, "got torch.int16"),
+    "uint8": (LABELS.byte(), TypeError, "got torch.uint8"),
     "bool": (LABELS.bool(), TypeError, "got torch.bool"),
     "list": ([0, 1], TypeError, "got list"),
     "length": (torch.tensor([0, 1, 1]), ValueError, r"labels must have shape \(2,\), one for each image, got \(3,\)"),
@@ -210,4 +213,4 @@ def test_check_labels_refuses(labels, error, message, unchecked):
 
 def test_check_images_accepts():
     check_images(torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([1]), classes=2)
-    check_images(IMAGES.double().requires_grad_(), LABELS.int())
+    check_images(IMAGES.double().requires_grad_(), LABELS)

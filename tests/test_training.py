@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import nn
 
-from robustviz.attacks import fgsm, pgd
+from robustviz.attacks import apgd, deepfool, fgsm, pgd, square
+from robustviz.defenses.tvm import TVM
 from robustviz.models import initialized, small_cnn
-from robustviz.objectives import cross_entropy, margin
+from robustviz.objectives import cross_entropy, dlr, margin
 from robustviz.tensors import drawing, seeded
 from robustviz.training import TrainConfig, bf16_pays, hold_out, learning_rate, train
 from robustviz.types import Threat
@@ -262,14 +263,18 @@ def test_the_attack_sees_training_images_in_evaluation_mode(some):
     )
 
     def attack(model, images, labels, /, *, generator=None):
+        """One step that switches nothing by itself."""
         seen["attack"].append(images)
         modes.append("attack")
-        made.append(pgd(model, images, labels, threat=THREAT, steps=2, generator=generator))
+        point = images.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(model, point, labels).sum(), point)
+        made.append((images + 0.1 * gradient.sign()).clamp(0, 1))
         modes.append("end")
         return made[-1]
 
     def monitor(model, images, labels, /, *, generator=None):
         seen["monitor"].append(images)
+        assert not model.training
         return images
 
     def objective(model, images, labels, /, *, generator=None):
@@ -288,7 +293,7 @@ def test_the_attack_sees_training_images_in_evaluation_mode(some):
     for attacked, before in zip(made, seen["attack"], strict=True):
         assert 0.05 < (attacked - before).abs().amax() <= 0.1 + 1e-6
     start = modes.index("attack")
-    assert modes[start : start + 5] == ["attack", (False, False), (False, False), "end", (True, True)]
+    assert modes[start : start + 4] == ["attack", (False, False), "end", (True, True)]
     assert modes.count((True, True)) == 2 * 3
 
 
@@ -349,6 +354,31 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32(some):
         assert all(p.grad.dtype == torch.float32 for p in model.parameters())
     assert found["bf16"] == {(torch.bfloat16, True)}
     assert found["fp32"] == found["auto"] == {(torch.float32, False)}
+
+
+@pytest.mark.parametrize(
+    "monitor",
+    [
+        partial(pgd, threat=THREAT, steps=2, restarts=2, objective=margin),
+        partial(apgd, threat=THREAT, steps=3, objective=dlr),
+        partial(square, threat=THREAT, steps=3),
+        partial(deepfool, steps=2),
+    ],
+    ids=lambda attack: attack.func.__name__,
+)
+def test_bf16_with_any_attack(some, monitor):
+    made = []
+
+    def watched(model, images, labels, /, *, generator=None):
+        made.append((images, monitor(model, images, labels, generator=generator)))
+        return made[-1][1]
+
+    config = replace(FAST, epochs=1, precision="bf16")
+    logs = train(initialized(small_cnn, 0), *some, config, attack=watched)
+    assert math.isfinite(logs[0].loss)
+    assert 0 <= logs[0].robust_accuracy <= logs[0].clean_accuracy
+    assert {attacked.dtype for _, attacked in made} == {torch.float32}
+    assert all((attacked != images).any() for images, attacked in made)
 
 
 def test_bf16_is_used_where_it_pays(monkeypatch):
@@ -470,14 +500,31 @@ def test_another_start_is_not_resumed(some, tmp_path, origin, said):
         train(small(), *some, FAST, resume=tmp_path / "run.state", origin=origin)
 
 
-def test_a_state_that_does_not_say_where_it_began_is_resumed(some, tmp_path):
+def test_a_state_that_does_not_say_where_it_began_and_with_what_is_resumed(some, tmp_path):
     path = tmp_path / "run.state"
     train(small(), *some, FAST, resume=path)
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["robustviz"])
-    del header["settings"]["start"]
+    del header["settings"]["start"], header["settings"]["model"]
     save_file(load_file(path), path, {"robustviz": json.dumps(header)})
     assert len(train(small(), *some, FAST, resume=path, origin="net a")) == FAST.epochs
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        (nn.Dropout(0.9), nn.Dropout(0.0)),
+        (TVM(keep=0.5, steps=3), nn.Identity()),
+        (TVM(keep=0.5, steps=3), TVM(keep=1.0, weight=1.0, steps=3)),
+    ],
+)
+def test_a_model_with_other_settings_is_not_resumed(some, tmp_path, first, other):
+    """The weights fit, but it is not the model whose training stopped."""
+    path = tmp_path / "run.state"
+    train(nn.Sequential(first, small()), *some, FAST, resume=path)
+    with pytest.raises(ValueError, match=r"run.state belongs to a run with another model;.*or remove it"):
+        train(nn.Sequential(other, small()), *some, FAST, resume=path)
+    assert len(train(nn.Sequential(first, small()), *some, FAST, resume=path)) == FAST.epochs
 
 
 def test_another_model_is_not_resumed(some, state):

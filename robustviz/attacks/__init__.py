@@ -8,6 +8,7 @@ from robustviz.attacks.adaptive import (
     identity_backward,
     linear_head,
     probability_margin,
+    soft_mask,
     surrogate_head,
     wide_graph,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "probability_margin",
     "random_noise",
     "round_to_8bit",
+    "soft_mask",
     "square",
     "surrogate_head",
     "transfer",

@@ -165,7 +165,7 @@ def deepfool(
         for step in range(steps + (on_step is not None)):
             rows = (right | together).nonzero().squeeze(1)
             here = point[rows].requires_grad_(step < steps)
-            logits = model(here)
+            logits = model(here).to(images.dtype)
             if step == 0:
                 check_labels(labels, len(images), logits.shape[1])
                 ranked = logits.detach().scatter(1, labels[:, None], -inf).argsort(1, descending=True)

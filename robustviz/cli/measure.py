@@ -83,6 +83,7 @@ def evaluate_command(
         survivors_only=survivors_only,
     )
     say(measured.to_markdown())
+    say_luck(model, test_set, measured, seed)
     if not adaptive and attacks_on_defenses(model, threat):
         say("attacks made for its defense are left out: the worst case says nothing about that defense")
     if out is not None:
@@ -95,6 +96,18 @@ def measure(model: Any, test_set: Any, attacks: Any, generator: torch.Generator,
     images, labels = test_set.images, test_set.labels
     with progress() as advance:
         return evaluate(model, images, labels, attacks, generator=generator, on_batch=advance, **settings)
+
+
+def say_luck(model: Any, test_set: Any, measured: RobustnessTable, seed: int) -> None:
+    """Say of a network that draws at random how many clean images survive as many draws as the worst case holds."""
+    if not any(getattr(module, "stochastic", False) for module in model.modules()):
+        return
+    draws = len(measured.conditions)
+    luck = measure(model, test_set, {}, seeded(seed, 2), repeats=draws).worst_case()
+    say(
+        f"The network draws at random, anew for every condition: of the clean images, {luck:.1%} are right in all of "
+        f"{draws} draws. A part of the worst case is luck."
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from robustviz.cli.app import Radius, Seed, app, say, writable
-from robustviz.cli.measure import measure
+from robustviz.cli.measure import measure, say_luck
 from robustviz.cli.opening import called, opened, retrained
 from robustviz.data import DOWNLOADS
 from robustviz.distributed import processes
@@ -92,6 +92,7 @@ def attack_suite(
         resume=state,
     )
     say(measured.to_markdown())
+    say_luck(model, test_set, measured, seed)
     if fast:
         say(
             f"the fast copy decided otherwise than the network on {sum(measured.settings['differing'].values())} images"

@@ -8,7 +8,7 @@ from pathlib import Path
 from robustviz import checkpoints as stored
 from robustviz.assembly import has_buffer, has_cas
 from robustviz.cli.app import Radius, Seed, app, say, writable
-from robustviz.cli.measure import measure
+from robustviz.cli.measure import measure, say_luck
 from robustviz.cli.opening import check_radius
 from robustviz.data import DOWNLOADS, ImageSet, load
 from robustviz.defenses.tvm import TVM
@@ -193,7 +193,9 @@ def train(
     stored.save(weights, hardened.model, hardened.build, record, force=True)
     for file in state_files(state) if processes().first else ():
         file.unlink(missing_ok=True)
-    say(f"\n{measured.to_markdown()}\n\nwrote {weights}; attack it with: robustviz evaluate {out}")
+    say(f"\n{measured.to_markdown()}")
+    say_luck(hardened.model, test_set, measured, seed)
+    say(f"\nwrote {weights}; attack it with: robustviz evaluate {out}")
 
 
 def claim(out: Path, resume: bool, force: bool, *, staged: bool = False) -> tuple[Path, Path]:

@@ -13,14 +13,15 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from math import isfinite
+from math import isfinite, sqrt
 
+import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from robustviz.models import Classifier, blocks
 from robustviz.objectives import cross_entropy, over_heads
-from robustviz.tensors import check_labels
+from robustviz.tensors import check_labels, seeded
 from robustviz.types import Images, Labels, Logits, Objective
 
 
@@ -91,6 +92,7 @@ def cas_outputs(model: nn.Module, images: Images, labels: Labels | None = None) 
         labels: Classes whose weights mask the channels in this one call; None leaves the choice to the network.
 
     Raises:
+        TypeError: If labels are not an int64 tensor.
         ValueError: If the model has no `CASBlock`, or labels do not fit images and classes.
     """
     modules = [module for module in model.modules() if isinstance(module, CASBlock)]
@@ -129,11 +131,12 @@ def joint(objective: Objective = cross_entropy, beta: float = 2.0) -> Objective:
 
     Args:
         objective: An objective of the logits, such as `cross_entropy` or `margin`, or one that takes `heads`, such as
-            `partial(trades, attack=...)`, whose own attack then raises the joint objective too.
+            `partial(trades, attack=...)`, whose own attack then raises the joint objective too. `eot` goes around the
+            result: `eot(joint(objective), draws)`.
         beta: Weight of the auxiliary classifiers; the paper's is 2, and attacks may sweep it.
 
     Raises:
-        ValueError: If beta is negative or not finite.
+        ValueError: If beta is negative or not finite, or the objective is one that `eot` made.
 
     Source: Bai et al., arXiv 2103.08307, training with the CAS loss.
     """
@@ -142,15 +145,26 @@ def joint(objective: Objective = cross_entropy, beta: float = 2.0) -> Objective:
     heads = partial(cas_heads, beta=beta)
     if "heads" in signature(objective).parameters:
         return partial(objective, heads=heads)
-    return partial(over_heads, objective=objective, heads=heads)
+    return partial(over_heads, objective=_of_logits(objective), heads=heads)
 
 
 def auxiliary(objective: Objective = cross_entropy) -> Objective:
-    """Make the mean of an objective of the logits over the auxiliary classifiers alone: an attack on the masks."""
-    return partial(over_heads, objective=objective, heads=auxiliary_heads)
+    """Make the mean of an objective of the logits over the auxiliary classifiers alone: an attack on the masks.
+
+    Raises:
+        ValueError: If the objective is one that `eot` made; it goes around the result here too.
+    """
+    return partial(over_heads, objective=_of_logits(objective), heads=auxiliary_heads)
 
 
-def with_cas(classifier: Classifier, classes: int) -> Classifier:
+def _of_logits(objective: Objective) -> Objective:
+    """Refuse an objective that draws: on logits that are there already it would average the same number."""
+    if "draws" in signature(objective).parameters:
+        raise ValueError("objective must be one of the logits, got one of several draws; put eot around: eot(joint())")
+    return objective
+
+
+def with_cas(classifier: Classifier, classes: int, *, generator: Generator | None = None) -> Classifier:
     """Copy a network of `models` with a new `CASBlock` after each of its last blocks.
 
     Residual networks have them after the last two blocks, the small CNN after its last two convolutions, VGG16 after
@@ -159,6 +173,8 @@ def with_cas(classifier: Classifier, classes: int) -> Classifier:
     Args:
         classifier: Stays as it is, and shares nothing with the result.
         classes: Classes of the auxiliary classifiers.
+        generator: Source of their first weights, which are spread as those of any `nn.Linear`; None is a fresh one
+            seeded 0.
 
     Returns:
         The copy. Each of those blocks has become a pair of the block ("0") and its `CASBlock` ("1").
@@ -168,6 +184,7 @@ def with_cas(classifier: Classifier, classes: int) -> Classifier:
 
     Source: Bai et al., arXiv 2103.08307, experimental settings; the small CNN and ResNet20-110 are our choice.
     """
+    generator = seeded(0) if generator is None else generator
     copied = deepcopy(classifier)
     known = blocks(copied.body)
     if len(known) < 2 or any(isinstance(module, CASBlock) for module in copied.modules()):
@@ -175,6 +192,16 @@ def with_cas(classifier: Classifier, classes: int) -> Classifier:
     count = 3 if any(isinstance(module, nn.MaxPool2d) for module in copied.body.modules()) else 2
     for name, block in list(known.items())[-count:]:
         norm = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)][-1]
-        inserted = CASBlock(norm.num_features, classes).to(norm.weight)
+        inserted = _drawn(norm.num_features, classes, generator).to(norm.weight)
         copied.body.set_submodule(name, nn.Sequential(block, inserted).train(block.training))
     return copied
+
+
+def _drawn(channels: int, classes: int, generator: Generator) -> CASBlock:
+    """Make a block as its constructor does, number for number, but from a generator of one's own."""
+    with torch.device("meta"):
+        block = CASBlock(channels, classes)
+    linear = block.to_empty(device=generator.device).auxiliary
+    nn.init.kaiming_uniform_(linear.weight, a=sqrt(5), generator=generator)
+    nn.init.uniform_(linear.bias, -1 / sqrt(channels), 1 / sqrt(channels), generator=generator)
+    return block

@@ -8,6 +8,7 @@ variation minimization", arXiv 1809.08516; the layer is that of Guo et al., arXi
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from torch import Generator, nn
 from tqdm.auto import tqdm
 
 from robustviz.data import ImageSet
+from robustviz.defenses import primal_dual, variation
 from robustviz.defenses.variation import TVStep, check_settings, draw_kept, minimize_tv, total_variation, tv_energy
 from robustviz.records import versions, write_whole
 from robustviz.tensors import draw_seed, seeded
@@ -134,16 +136,21 @@ def _purified(images: Images, purifier: TVM, seed: int, part: str, folder: Path 
     pixels = images.detach().cpu().contiguous()
     settings = purifier.settings | {"seed": seed, "shape": list(images.shape), "dtype": str(images.dtype)}
     settings |= {"part": part, "batch": BATCH, "robustviz": versions()["robustviz"]}
+    settings["solver"] = hashlib.sha256("".join(map(inspect.getsource, (variation, primal_dual))).encode()).hexdigest()
     settings["pixels"] = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
     description = json.dumps(settings, sort_keys=True)
     path = None
     if folder is not None:
         path = Path(folder) / f"tvm-{hashlib.sha256(description.encode()).hexdigest()[:32]}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             try:
-                return load(path.read_bytes())["images"].to(images.device)
+                stored = load(path.read_bytes())["images"]
             except (SafetensorError, KeyError):
                 path.unlink()
+            else:
+                if (stored.shape, stored.dtype) == (images.shape, images.dtype):
+                    return stored.to(images.device)
     made = []
     with torch.no_grad():
         batches = torch.split(images, BATCH)

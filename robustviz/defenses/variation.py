@@ -52,7 +52,15 @@ class TVStep:
 
 
 def total_variation(images: Images) -> PerImage:
-    """Sum over channels and pixels of the length of the gradient (forward differences, 0 beyond the edge)."""
+    """Sum over channels and pixels of the length of the gradient (forward differences, 0 beyond the edge).
+
+    Raises:
+        TypeError: If images are not a floating-point tensor; the differences of unsigned ones would wrap around.
+    """
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images must be a floating-point tensor, got {images.dtype}; convert with images.float() / 255"
+        )
     down = images.diff(dim=2, append=images[:, :, -1:])
     right = images.diff(dim=3, append=images[..., -1:])
     squared = torch.addcmul(down * down, right, right)
@@ -62,7 +70,16 @@ def total_variation(images: Images) -> PerImage:
 
 
 def tv_energy(images: Images, observed: Images, kept: Kept, *, weight: float = 0.03) -> PerImage:
-    """What `minimize_tv` makes small: half the squared distance on the kept pixels + weight * total variation."""
+    """What `minimize_tv` makes small: half the squared distance on the kept pixels + weight * total variation.
+
+    Raises:
+        ValueError: If the mask is not one of true and false that fits the images.
+    """
+    if kept.dtype != torch.bool or kept.shape not in (images.shape, (len(images), 1, *images.shape[2:])):
+        raise ValueError(
+            f"kept must be a mask of {tuple(images.shape)}, or of one channel, for these images, got "
+            f"{tuple(kept.shape)} of {kept.dtype}"
+        )
     return ((images - observed) * kept).square().sum((1, 2, 3)) / 2 + weight * total_variation(images)
 
 
@@ -71,7 +88,11 @@ def draw_kept(images: Images, keep: float, *, per_channel: bool = False, generat
 
     Drawn on the generator's device; None is a fresh generator seeded 0. A batch and its parts, drawn one after the
     other, get the same masks.
+
+    Raises:
+        ValueError: If keep is not in (0, 1].
     """
+    _check_keep(keep)
     generator = seeded(0) if generator is None else generator
     shape = (len(images), images.shape[1] if per_channel else 1, *images.shape[2:])
     return (torch.rand(shape, generator=generator, device=generator.device) < keep).to(images.device)
@@ -102,7 +123,8 @@ def minimize_tv(
             the pixels dropped, twice as many come as close to the minimum.
         tolerance: A picture of which nothing was dropped is done once its energy is proven to be within this share of
             the minimum (duality gap). With dropped pixels the proof comes too late: such a picture is done once ten
-            steps have changed its energy by less than this share, and is then usually as near.
+            steps have changed its energy by less than this share, and is then usually as near; small or flat pictures
+            may be ten times farther.
         per_channel: Drop the channels of a pixel one by one instead of together.
         on_step: Called with a `TVStep` at the start and after every step.
         generator: Source of the mask; None is a fresh one seeded 0.
@@ -133,14 +155,18 @@ def check_settings(weight: float, keep: float, steps: int, tolerance: float) -> 
     Raises:
         ValueError: If one is.
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep must be in (0, 1], the share of pixels that stay, got {keep}")
+    _check_keep(keep)
     if not (isfinite(weight) and weight > 0):
         raise ValueError(f"weight must be finite and > 0, got {weight}")
-    if steps < 1:
-        raise ValueError(f"steps must be >= 1, got {steps}")
+    if steps < 1 or steps != int(steps):
+        raise ValueError(f"steps must be >= 1 and whole, got {steps}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be >= 0, got {tolerance}")
+
+
+def _check_keep(keep: float) -> None:
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be in (0, 1], the share of pixels that stay, got {keep}")
 
 
 def _minimize(

@@ -216,7 +216,9 @@ class Evidence:
         found = {}
         for index, (name, attack) in enumerate(self.attacks.items()):
             noise = seeded(self.seed, 6, index)
-            found[name] = self.score(name, attack(self.model, self.images, self.labels, generator=noise))
+            with evaluating(self.model):
+                attacked = attack(self.model, self.images, self.labels, generator=noise)
+            found[name] = self.score(name, attacked)
         return found
 
     @cached_property

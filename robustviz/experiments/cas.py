@@ -11,7 +11,7 @@ from robustviz import checkpoints
 from robustviz.assembly import has_cas
 from robustviz.attacks import against, pgd, square, transfer
 from robustviz.attacks.adaptive import soft_mask
-from robustviz.comparison import PUBLISHED, WORST, Comparison, Contest, Entry, compare, with_threat
+from robustviz.comparison import PUBLISHED, WORST, Comparison, Contest, Entry, compare, described, with_threat
 from robustviz.data import ImageSet, digits
 from robustviz.defenses.cas import auxiliary, cas_outputs, joint
 from robustviz.evaluation import evaluate
@@ -97,7 +97,7 @@ def compare_cas(seeds: Sequence[int], say: Callable[[str], Any] = lambda message
     training_set, test_set = digits("train"), digits("test")
     settings = {
         "data": "digits",
-        "contests": describe({**COMMON, **ADAPTIVE}),
+        "contests": described({**COMMON, **ADAPTIVE}),
         "training": describe(TrainConfig()),
         "threat": describe(usual_threat("digits")),
     }
@@ -267,14 +267,14 @@ def pictures(stats: Pairs, threat: Threat) -> list[Picture]:
             "cas-magnitude",
             plot_panels(plot_magnitude, stats),
             f"Mean activation of each channel, clean and attacked, for three networks. {magnitude_sentence(stats)}",
-            f"Activation magnitude of the last stage over {images}. Both profiles are sorted on their own; where they "
-            "overlap the area is gray.",
+            f"Activation magnitude of the last stage over {images}. Each condition is sorted on its own, so one place "
+            "holds two channels. Crosses are attacked.",
         ),
         Picture.of(
             "cas-frequency",
             plot_panels(plot_frequency, stats),
             f"Share of images that activate each channel, clean and attacked. {frequency_sentence(stats)}",
             f"Activation frequency of the last stage over {images}. Channels keep their order by clean frequency, so "
-            "orange above blue is a channel that the attack wakes up. The dotted line marks one half.",
+            "a cross above the profile is a channel that the attack wakes up. The dotted line marks one half.",
         ),
     ]

@@ -167,7 +167,7 @@ def trace_steps(
         images: Clean, in [0, 1].
         labels: Their classes.
         attack: Anything that takes `on_step` and calls it with every `Step`, with one restart; settings fixed with
-            `partial`, the threat among them.
+            `partial`, the threat among them. Where it stops early for a batch, these images stay where they are.
         layer: Name as in `model.named_modules()`.
         condition: Name of the attack.
         batch_size: Images at a time.
@@ -179,20 +179,20 @@ def trace_steps(
     """
     check_images(images, labels)
     seed = draw_seed(generator)
-    visited: dict[int, list[Images]] = {}
+    visited: list[dict[int, Images]] = []
     batches = zip(torch.split(images, max(batch_size, 1)), torch.split(labels, max(batch_size, 1)), strict=True)
     for i, batch in enumerate(batches):
         steps: list[Step] = []
         attack(model, *batch, on_step=steps.append, generator=seeded(seed, i))
         if not steps or any(step.restart for step in steps):
             raise ValueError(f"attack must report the steps of one restart, got {len(steps)} steps of several or none")
-        for step in steps:
-            visited.setdefault(step.step, []).append(step.images.detach())
-    found = [torch.cat(visited[step]) for step in sorted(visited)]
+        visited.append({step.step: step.images.detach() for step in steps})
+    stages = sorted(set().union(*visited))
+    found = [torch.cat([way[max(step for step in way if step <= stage)] for way in visited]) for stage in stages]
     settings: dict[str, Any] = {"layer": layer, "condition": condition, "batch_size": batch_size}
     return _joined(
         "step",
-        [float(step) for step in sorted(visited)],
+        [float(stage) for stage in stages],
         found,
         [snapshot(model, points, labels, **settings) for points in found],
     )

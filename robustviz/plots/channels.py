@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -12,21 +13,28 @@ from robustviz.plots.style import COLORS, new_axes, styled
 
 
 @styled
-def plot_magnitude(clean: ChannelStats, attacked: ChannelStats, *, ax: Axes | None = None) -> Axes:
-    """Draw how strongly the channels respond, each condition sorted on its own from the strongest channel down.
+def plot_magnitude(
+    clean: ChannelStats, attacked: ChannelStats, *, by_channel: bool = False, ax: Axes | None = None
+) -> Axes:
+    """Draw how strongly the channels respond, from the strongest channel down.
 
     Args:
         clean: Statistics of clean images.
         attacked: Statistics of the same images under attack.
+        by_channel: False sorts each condition on its own, as the paper does: at one place stand two channels. True
+            keeps the order of the clean magnitudes: a cross above the profile is a channel that the attack raises.
         ax: Where to draw; None makes a figure.
 
     Source: Bai et al., arXiv 2103.08307, figure 1.
     """
     ax = new_axes() if ax is None else ax
-    heights = [stats.magnitude.sort(descending=True).values for stats in (clean, attacked)]
-    _profiles(ax, heights, [f"mean {stats.mean_magnitude:#.3g}" for stats in (clean, attacked)])
-    ax.set(xlabel="channel, by its own rank", ylabel="mean activation (units of the layer)")
-    ax.set_ylim(bottom=0)
+    order, own_order = (stats.magnitude.argsort(descending=True, stable=True) for stats in (clean, attacked))
+    rows = [clean.magnitude[order], attacked.magnitude[order if by_channel else own_order]]
+    _profiles(ax, rows, [f"mean {stats.mean_magnitude:#.3g}" for stats in (clean, attacked)])
+    label = "channel, by its clean magnitude" if by_channel else "channel, by its own rank"
+    ax.set(xlabel=label, ylabel="mean activation (units of the layer)")
+    highest = max(row.max().item() for row in rows)
+    ax.set_ylim(0, max(1.3 * highest, ax.get_ylim()[1]))  # the legend stands above; panels share the highest limit
     return ax
 
 
@@ -34,7 +42,7 @@ def plot_magnitude(clean: ChannelStats, attacked: ChannelStats, *, ax: Axes | No
 def plot_frequency(clean: ChannelStats, attacked: ChannelStats, *, ax: Axes | None = None) -> Axes:
     """Draw how often the channels are active, both conditions in the order of the clean frequencies.
 
-    Where the attacked profile stands above the clean one, the attack wakes a channel up; a flat profile is uniform.
+    Where a cross stands above the profile, the attack wakes a channel up; a flat profile is uniform.
 
     Args:
         clean: Statistics of clean images.
@@ -71,10 +79,12 @@ def plot_panels(draw: Any, panels: Mapping[str, tuple[Any, ...]]) -> Figure:
     return figure
 
 
-def _profiles(ax: Axes, heights: list[Tensor], texts: list[str]) -> None:
-    for values, condition, text, color in zip(heights, ("clean", "attacked"), texts, COLORS, strict=False):
-        edges = values.cpu().numpy()
-        ax.stairs(edges, fill=True, alpha=0.25, color=color)
-        ax.stairs(edges, color=color, linewidth=1.4, label=f"{condition}: {text}")
-    ax.set_xlim(0, len(heights[0]))
+def _profiles(ax: Axes, rows: list[Tensor], texts: list[str]) -> None:
+    """Draw the clean row as a filled profile and the attacked one as crosses, so that color is not the only code."""
+    clean, attacked = (row.cpu().numpy() for row in rows)
+    ax.stairs(clean, fill=True, alpha=0.25, color=COLORS[0])
+    ax.stairs(clean, color=COLORS[0], linewidth=1.4, label=f"clean: {texts[0]}")
+    places = np.arange(len(attacked)) + 0.5
+    ax.plot(places, attacked, "x", color=COLORS[1], markersize=4, label=f"attacked: {texts[1]}")
+    ax.set_xlim(0, len(clean))
     ax.legend(loc="upper right")

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from robustviz.geometry import Ballot, Course, DecisionPlane
-from robustviz.plots.maps import HALO, paint_decisions
+from robustviz.plots.maps import paint_decisions
+from robustviz.plots.names import HALO
 from robustviz.plots.style import COLORS, caption, class_color, new_axes, show_picture, styled
 
 

@@ -1,23 +1,24 @@
 """Maps of features: clean points as dots, attacked ones as crosses, the ways between them, and decisions below."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
+from matplotlib.patches import FancyArrowPatch, Patch
 from torch import Tensor
 
 from robustviz.features import FeatureSnapshot
 from robustviz.geometry import DecisionPlane, Embedding, Trajectory
+from robustviz.plots.names import HALO, name_classes, name_ends
 from robustviz.plots.style import class_color, new_axes, styled
 
-HALO = [withStroke(linewidth=2.5, foreground="white")]
+WRONG: Any = (0, (1.2, 1.0))
+"""Line of a way while the decision is wrong."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class MapView:
 def plot_map(view: MapView, classes: Sequence[str], *, ax: Axes | None = None) -> Axes:
     """Draw a map of features.
 
-    The color is the true class, whose name stands at the middle of its training features. Arrows lead from each clean
-    image to where the attack carries it. A pale background is the class decided there.
+    The color is the true class, whose name stands at the middle of its training features and, of up to `NAMED` images,
+    in small letters beside each cross. Arrows lead from each clean image to where the attack carries it. A pale
+    background is the class decided there.
 
     Args:
         view: What to show.
@@ -62,16 +64,18 @@ def plot_map(view: MapView, classes: Sequence[str], *, ax: Axes | None = None) -
     _scatter(ax, points, labels, marker="o", s=5, alpha=0.45, linewidths=0)
     places = [embedding.positions[snapshot.condition] for snapshot in view.snapshots]
     if len(places) == 2:
-        way = (places[1] - places[0]).numpy()
-        look: dict[str, Any] = {"color": "0.25", "alpha": 0.55, "width": 0.0022, "headwidth": 4.5, "headlength": 5}
-        ax.quiver(*places[0].T.numpy(), *way.T, angles="xy", scale_units="xy", scale=1, zorder=2, **look)
+        for start, end in zip(*(place.tolist() for place in places), strict=True):
+            look: dict[str, Any] = {"color": "0.2", "alpha": 0.7, "linewidth": 0.9, "mutation_scale": 9, "zorder": 2}
+            ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", shrinkA=0, shrinkB=4.5, **look))
     for place, snapshot, number in zip(places, view.snapshots, range(2), strict=False):
         if number == 0:
             _scatter(ax, place, snapshot.labels, marker="o", s=26, linewidths=0.6, edgecolors="0.1", zorder=3)
         else:
             for stroke, width in (("white", 3.0), (None, 1.5)):
-                _scatter(ax, place, snapshot.labels, stroke, marker="x", s=28, linewidths=width, zorder=4)
-    _name_classes(ax, embedding, classes)
+                _scatter(ax, place, snapshot.labels, stroke, marker="x", s=28, linewidths=width, zorder=8)
+    taken = name_classes(ax, embedding, classes)
+    if len(places) == 2:
+        name_ends(ax, places[1], view.snapshots[1].labels, classes, taken)
     ax.set_title(view.title)
     if figure_wanted:
         _legend(ax.figure, [view])
@@ -107,7 +111,8 @@ def plot_trajectories(
 ) -> Axes:
     """Draw the way of each image over the map: from a dot at the first stage to a cross at the last.
 
-    The line is solid while the decision is right and dashed while it is wrong; the color is the true class.
+    The line is solid while the decision is right and dashed while it is wrong. The color is the true class, whose name
+    stands beside the cross, of up to `NAMED` images.
 
     Args:
         embedding: The map; a trajectory that it does not hold is placed.
@@ -123,35 +128,56 @@ def plot_trajectories(
     wrong = trajectory.predictions != trajectory.labels
     for i, label in enumerate(trajectory.labels.tolist()):
         for start in range(len(places) - 1):
-            style = (0, (1.2, 1.0)) if bool(wrong[start, i]) else "-"
+            style = WRONG if bool(wrong[start, i]) else "-"
             steps = places[start : start + 2, i].T.numpy()
             ax.plot(*steps, color=class_color(label, dark=True), linestyle=style, linewidth=1.5, path_effects=HALO)
     _scatter(ax, places[0], trajectory.labels, marker="o", s=34, linewidths=0.7, edgecolors="0.1", zorder=5)
     for stroke, width in (("white", 3.2), (None, 1.7)):
-        _scatter(ax, places[-1], trajectory.labels, stroke, marker="x", s=34, linewidths=width, zorder=6)
-    _name_classes(ax, embedding, classes)
+        _scatter(ax, places[-1], trajectory.labels, stroke, marker="x", s=34, linewidths=width, zorder=8)
+    name_ends(ax, places[-1], trajectory.labels, classes, name_classes(ax, embedding, classes))
     if figure_wanted:
-        last = f"{trajectory.unit} {trajectory.stages[-1]:.3g}"
-        entries = [_entry("o", f"{trajectory.unit} {trajectory.stages[0]:.3g}"), _entry("x", last)]
-        entries.append(Line2D([], [], color="0.3", label="decided right"))
-        entries.append(Line2D([], [], color="0.3", linestyle=(0, (1.2, 1.0)), label="decided wrong"))
-        entries.append(_entry("o", embedding.reference.condition, 2.5))
-        ax.figure.legend(handles=entries, loc="outside upper left", ncols=5, handlelength=1.8)
+        _legend_of_ways(ax.figure, embedding, trajectory)
     return ax
+
+
+@styled
+def plot_ways(maps: Mapping[str, Embedding], ways: Mapping[str, Trajectory], classes: Sequence[str]) -> Figure:
+    """Draw trajectories on maps side by side, with one legend.
+
+    Args:
+        maps: By title.
+        ways: The trajectory on each map, with the same stages.
+        classes: Names of the classes.
+    """
+    figure = Figure(figsize=(4.8 * len(maps), 4.7))
+    for ax, (title, embedding) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
+        plot_trajectories(embedding, ways[title], classes, ax=ax).set_title(title)
+    _legend_of_ways(figure, embedding, ways[title])
+    return figure
 
 
 def _entry(marker: str, label: str, size: float = 6) -> Line2D:
     return Line2D([], [], color="0.3", linestyle="", marker=marker, markersize=size, label=label)
 
 
+def _legend_of_ways(figure: Any, embedding: Embedding, way: Trajectory) -> None:
+    entries = [_entry(mark, f"{way.unit} {way.stages[end]:.3g}") for mark, end in (("o", 0), ("x", -1))]
+    entries.append(Line2D([], [], color="0.3", label="decided right"))
+    entries.append(Line2D([], [], color="0.3", linestyle=WRONG, label="decided wrong"))
+    entries.append(_entry("o", embedding.reference.condition, 2.5))
+    figure.legend(handles=entries, loc="outside upper left", ncols=5, handlelength=1.8)
+
+
 def _legend(figure: Any, views: Sequence[MapView]) -> None:
-    """Say above the maps what dots, crosses and small dots are; color needs no entry, the names stand in the map."""
+    """Say above the maps what dots, crosses, small dots and the background are; the classes are named in the map."""
     second = [view.snapshots[1].condition for view in views if len(view.snapshots) > 1]
     attacked = second[0] if len(set(second)) == 1 else "attacked"
-    entries = [_entry("o", "clean")] if any(view.snapshots for view in views) else []
+    entries: list[Line2D | Patch] = [_entry("o", "clean")] if any(view.snapshots for view in views) else []
     entries += [_entry("x", attacked)] if second else []
     grounds = {(view.embedding.reference if view.ground is None else view.ground).condition for view in views}
     entries.append(_entry("o", " or ".join(sorted(grounds)), 2.5))
+    if any(view.regions is not None for view in views):
+        entries.append(Patch(facecolor="0.85", edgecolor="0.5", label="background: class decided there"))
     figure.legend(handles=entries, loc="outside upper left", ncols=len(entries), handlelength=1.2)
 
 
@@ -192,43 +218,3 @@ def _frame(ax: Axes, view: MapView) -> None:
         first, second = embedding.explained
         ax.set(xlabel=f"first component ({first:.0%} of the variance)")
         ax.set(ylabel=f"second component ({second:.0%} of the variance)")
-
-
-def _name_classes(ax: Axes, embedding: Embedding, classes: Sequence[str]) -> None:
-    """Write each class at the median of its training features; names that would meet are moved apart."""
-    labels = embedding.reference.labels
-    present = torch.unique(labels).tolist()
-    middle = np.array([embedding.coordinates[labels == label].median(0).values.numpy() for label in present])
-    low, high = (np.array([ax.get_xlim()[i], ax.get_ylim()[i]]) for i in (0, 1))
-    width = 0.02 + 0.022 * max(len(classes[label]) for label in present)
-    places = apart((middle - low) / (high - low), np.array([width, 0.065]))
-    for label, place in zip(present, places, strict=True):
-        look: dict[str, Any] = {
-            "color": class_color(label, dark=True),
-            "fontweight": "bold",
-            "fontsize": 11,
-            "zorder": 7,
-        }
-        horizontal, vertical = low + place * (high - low)
-        ax.text(horizontal, vertical, classes[label], ha="center", va="center", path_effects=HALO, **look)
-
-
-def apart(places: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Move boxes of one size, given by their middles in [0, 1], until none overlaps another."""
-    places = places.copy()
-    for _ in range(200):
-        gap = places[:, None] - places[None]
-        overlap = np.clip(size - np.abs(gap), 0, None)
-        overlap[np.arange(len(places)), np.arange(len(places))] = 0
-        meeting = (overlap > 0).all(2)
-        if not meeting.any():
-            break
-        axis = overlap.argmin(2)  # the shorter way out
-        order = np.sign(np.arange(len(places))[:, None] - np.arange(len(places))[None])
-        for i in (0, 1):
-            push = np.where(
-                meeting & (axis == i), overlap[..., i] * np.where(gap[..., i], np.sign(gap[..., i]), order), 0
-            )
-            places[:, i] += 0.51 * push.sum(1)
-        places = places.clip(size / 2, 1 - size / 2)
-    return places

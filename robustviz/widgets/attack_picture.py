@@ -1,4 +1,7 @@
-"""The picture of the attack explorer: a row for each network, the path of the attack, and accuracy against strength."""
+"""The picture of the attack explorer: a row for each network, the path of the attack, and accuracy against strength.
+
+A color stands for a network, everywhere; right and wrong are signs, and wrong is bold.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +21,6 @@ from robustviz.widgets.attack_record import MARGIN, AttackRecord, Attempt
 BARS = 10
 """Classes that the bars show: all of them, or the most likely."""
 
-RIGHT, WRONG = COLORS[0], COLORS[1]
-
 
 class AttackPicture:
     """Clean, attacked and change for each network, with bars of confidence; beside them the two curves.
@@ -36,7 +37,8 @@ class AttackPicture:
         parts: Any = self.figure.subfigures(1, 2, width_ratios=(2.1, 1))
         left, right = parts
         grid = left.subplots(len(models), 4, squeeze=False, width_ratios=(1, 1, 1, 1.25))
-        self.rows = [_Row(axes, model, images) for axes, model in zip(grid, models, strict=True)]
+        each = zip(grid, models, COLORS[: len(models)], strict=True)
+        self.rows = [_Row(axes, model, color, images) for axes, model, color in each]
         titles = ("clean", "attacked", "change", "probability")
         for ax, title in zip(grid[0], titles, strict=True):
             ax.set_title(title)
@@ -65,16 +67,16 @@ class AttackPicture:
 class _Row:
     """The pictures and bars of one network."""
 
-    def __init__(self, axes: Any, model: str, images: ImageSet):
+    def __init__(self, axes: Any, model: str, color: str, images: ImageSet):
         self.axes, self.model = axes, model
         for ax in axes[:3]:
             show_picture(ax, images.images[0].cpu())
-        axes[0].set_ylabel(model.replace(" ", "\n"))
+        axes[0].set_ylabel(model.replace(" ", "\n"), color=color)
         self.images = [ax.images[0] for ax in axes[:3]]
         shown = range(min(BARS, len(images.classes)))
-        self.bars = axes[3].barh(shown, [0.0 for _ in shown], color="0.75", height=0.7)
+        self.bars = axes[3].barh(shown, [0.0 for _ in shown], color=color, height=0.7)
         (self.rings,) = axes[3].plot([0.0 for _ in shown], shown, "o", color="black", markerfacecolor="none")
-        axes[3].set(xlim=(-0.05, 1.05), xticks=(0, 0.5, 1), yticks=shown, xlabel="bar attacked, ring clean")
+        axes[3].set(xlim=(-0.05, 1.05), xticks=(0, 0.5, 1), yticks=shown)
         axes[3].xaxis.label.set_fontsize("small")
         axes[3].tick_params(labelsize="small")
         axes[3].invert_yaxis()
@@ -90,9 +92,11 @@ class _Row:
         chosen = (clean + attacked).topk(min(BARS, len(clean))).indices.sort().values
         for bar, which in zip(self.bars, chosen.tolist(), strict=True):
             bar.set_width(attacked[which].item())
-            bar.set_color(RIGHT if which == attempt.label else WRONG if which == int(attacked.argmax()) else "0.75")
         self.rings.set_xdata(clean[chosen].numpy())
-        self.axes[3].set_yticklabels([record.classes[which] for which in chosen.tolist()])
+        named = [("✓ " if which == attempt.label else "") + record.classes[which] for which in chosen.tolist()]
+        self.axes[3].set_yticklabels(named)
+        marked = "decision before" if record.state.own else "true class"
+        self.axes[3].set_xlabel(f"bar attacked, ring clean\n✓ {marked}")
         before, after = (_words(confidence, record.classes) for confidence in (clean, attacked))
         return f"{self.model}: {before}, attacked {after}, largest change {attempt.distance:.2g}"
 
@@ -141,7 +145,8 @@ class _Curve:
 
 def _decision(ax: Axes, confidence: Float[Tensor, "k"], label: int, classes: tuple[str, ...]) -> None:
     right = int(confidence.argmax()) == label
-    ax.set_xlabel(f"{'✓' if right else '✗'} {_words(confidence, classes)}", color=RIGHT if right else WRONG)
+    words = f"{'✓' if right else '✗'} {_words(confidence, classes)}"
+    ax.set_xlabel(words, fontweight="normal" if right else "bold")
 
 
 def _words(confidence: Float[Tensor, "k"], classes: tuple[str, ...]) -> str:

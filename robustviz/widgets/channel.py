@@ -204,9 +204,10 @@ def channel_explorer(
 
 
 def _move(ax: Axes, heights: list[Tensor]) -> None:
-    """Give the profiles of a plot, each of which is a filled shape and its outline, other heights."""
-    for patch, values in zip(ax.patches, [heights[0], heights[0], heights[1], heights[1]], strict=True):
-        patch.set_data(values.cpu().numpy())  # type: ignore[attr-defined]
+    """Give the profiles of a plot other heights: the clean one is a filled shape and its outline, the other crosses."""
+    for patch in ax.patches:
+        patch.set_data(heights[0].cpu().numpy())  # type: ignore[attr-defined]
+    ax.lines[0].set_ydata(heights[1].cpu().numpy())
 
 
 def _magnitudes(pair: tuple[ChannelStats, ChannelStats]) -> list[str]:

@@ -68,10 +68,10 @@ class FeaturePicture:
         self.artists["chosen"].set_data(*record.attacked[state.image][:, None].numpy())
         self.artists["way"].set_data(*torch.stack([record.clean[state.image], record.attacked[state.image]]).T.numpy())
         label, decided = int(labels[state.image]), int(record.predictions[state.image])
-        texts = (f"image {state.image}, class {self.classes[label]}", f"decided {self.classes[decided]}")
-        colors = (COLORS[0], COLORS[int(decided != label)])
-        for frame, image, text, color in zip(self.pair, record.pair, texts, colors, strict=True):
-            frame.show(image, text, color)
+        sign = "✓" if decided == label else "✗"
+        texts = (f"image {state.image}, class {self.classes[label]}", f"{sign} decided {self.classes[decided]}")
+        for frame, image, text in zip(self.pair, record.pair, texts, strict=True):
+            frame.show(image, text)
         training = self.measured.training
         for frame, row in zip(self.neighbors, record.neighbors.tolist(), strict=True):
             frame.show(training.images[row], self.classes[int(training.labels[row])])
@@ -123,9 +123,9 @@ class _Frame:
         below: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "top"}
         self.text = ax.text(0.5, -0.04, "", **below, fontsize="small", animated=True)
 
-    def show(self, image: torch.Tensor, text: str, color: str = "black") -> None:
+    def show(self, image: torch.Tensor, text: str) -> None:
         self.image.set_data(pixels(image))
-        self.text.set(text=text, color=color)
+        self.text.set_text(text)
 
 
 class _Course:

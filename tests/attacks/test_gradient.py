@@ -370,7 +370,7 @@ BAD = {
     "label range": ({"labels": torch.tensor([0, 3])}, ValueError, "below the number of classes 3, got 3"),
     "negative label": ({"labels": torch.tensor([0, -1])}, ValueError, "class indices from 0, got -1"),
     "length": ({"labels": torch.tensor([0, 1, 2])}, ValueError, r"shape \(2,\), one for each image, got \(3,\)"),
-    "float labels": ({"labels": LABELS.float()}, TypeError, "integer tensor, got torch.float32"),
+    "float labels": ({"labels": LABELS.float()}, TypeError, "int64 tensor, got torch.float32"),
     "steps": ({"steps": 0}, ValueError, "steps must be finite and >= 1, got 0"),
     "restarts": ({"restarts": 0}, ValueError, "restarts must be finite and >= 1, got 0"),
     "step size": ({"step_size": -0.1}, ValueError, "step_size must be finite and >= 0, got -0.1"),

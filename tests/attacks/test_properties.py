@@ -11,8 +11,20 @@ import pytest
 import torch
 from torch import nn
 
-from robustviz.attacks import apgd, fgsm, ifgsm, mifgsm, pgd, square
-from robustviz.objectives import dlr
+from robustviz.attacks import (
+    apgd,
+    apgd_targeted,
+    carlini_wagner,
+    deepfool,
+    fgsm,
+    fmn,
+    ifgsm,
+    mifgsm,
+    pgd,
+    random_noise,
+    square,
+)
+from robustviz.objectives import dlr, margin
 from robustviz.tensors import seeded
 from robustviz.types import Threat
 
@@ -141,6 +153,44 @@ def test_keeps_shape_dtype_and_device(attack, threat, some, dtype, device):
     images = some[0].to(device, dtype)
     attacked = attack(network().to(device, dtype), images, some[1].to(device))
     assert (attacked.shape, attacked.dtype, attacked.device) == (images.shape, images.dtype, images.device)
+
+
+class Answering(nn.Module):
+    """A network that answers in numbers of another type."""
+
+    def __init__(self, net, dtype):
+        super().__init__()
+        self.net, self.dtype = net, dtype
+
+    def forward(self, images):
+        assert images.dtype == torch.float32
+        return self.net(images).to(self.dtype)
+
+
+ON_MARGIN = {
+    "pgd": partial(pgd, threat=LINF, restarts=2, steps=3, objective=margin),
+    "apgd": partial(apgd, threat=L2, steps=10, objective=margin),
+    "square": partial(square, threat=LINF, steps=10),
+    "noise": partial(random_noise, threat=LINF, steps=3),
+    "cw": partial(carlini_wagner, steps=10, search_steps=2, initial_const=1.0, lr=0.05),
+    "fmn": partial(fmn, steps=10),
+    "deepfool": deepfool,
+    "apgd-targeted": partial(apgd_targeted, threat=LINF, steps=5, targets=2),
+}
+
+
+@pytest.mark.parametrize("attack", ON_MARGIN.values(), ids=ON_MARGIN)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_may_answer_in_another_type(attack, some, dtype):
+    """Differences of logits are the same numbers in float64; in bfloat16 they keep three digits."""
+    images, labels = some
+    net = network().eval()
+    attacked, plain = attack(Answering(net, dtype), images, labels), attack(net, images, labels)
+    assert attacked.dtype == torch.float32
+    fooled, expected = (int((net(points).argmax(1) != labels).sum()) for points in (attacked, plain))
+    assert abs(fooled - expected) <= (2 if dtype == torch.bfloat16 else 0)
+    if dtype == torch.float64:
+        torch.testing.assert_close(attacked, plain)
 
 
 @every_attack

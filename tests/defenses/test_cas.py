@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 from torch import nn
 
 from robustviz.attacks import ifgsm, pgd
-from robustviz.attacks.adaptive import against, soft_mask
+from robustviz.attacks.adaptive import against, eot, soft_mask
 from robustviz.defenses.cas import CASBlock, CASOutput, auxiliary, cas_outputs, joint, with_cas
 from robustviz.models import MODELS, Classifier, Normalize, blocks, small_cnn
 from robustviz.objectives import cross_entropy, divergence, dlr, margin, mart, mart_loss, trades, trades_loss
@@ -312,6 +312,48 @@ def test_networks_without_a_place_for_it(some):
         with_cas(Classifier(body, nn.Linear(64, 10), normalize=Normalize(0.5, 0.5)), 10)
 
 
-def test_label_out_of_range(cas_net, some):
+@pytest.mark.parametrize("objective", [joint, auxiliary])
+def test_an_objective_of_several_draws_goes_around(cas_net, some, objective):
+    """On logits that are there already every draw is the same, so inside it would average nothing."""
+    with pytest.raises(ValueError, match=r"put eot around"):
+        objective(eot(cross_entropy, 5))
+    passes = []
+    cas_net.head.register_forward_hook(lambda *_: passes.append(1))
+    values = eot(objective(cross_entropy), 5)(cas_net, *some)
+    assert len(passes) == 5
+    torch.testing.assert_close(values, objective(cross_entropy)(cas_net, *some))
+
+
+def test_bad_labels(unchecked, cas_net, some):
     with pytest.raises(ValueError, match="below the number of classes 10"):
         cas_outputs(cas_net, some[0], some[1] + 10)
+    with pytest.raises(TypeError, match=r"labels must be an int64 tensor, got torch.uint8"):
+        cas_outputs(cas_net, some[0], some[1].byte())
+
+
+def test_first_weights_follow_from_the_generator_alone():
+    plain, before = small_cnn(), torch.get_rng_state()
+
+    def first(generator=None):
+        masks = [m.auxiliary for m in with_cas(plain, 10, generator=generator).modules() if isinstance(m, CASBlock)]
+        return [parameter.detach() for mask in masks for parameter in mask.parameters()]
+
+    default, other = first(), first(seeded(1))
+    assert all(map(torch.equal, default, first(seeded(0))))
+    assert not any(map(torch.equal, default, other))
+    assert not torch.equal(default[0], default[2])  # each block has its own
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_first_weights_are_those_of_a_linear_layer():
+    """Drawn from the global generator they are what PyTorch draws, so that recorded trainings can be made again."""
+    plain = small_cnn()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        masked = with_cas(plain, 10, generator=torch.default_generator)
+        torch.manual_seed(4)
+        expected = [nn.Linear(64, 10) for _ in range(2)]
+    masks = [module.auxiliary for module in masked.modules() if isinstance(module, CASBlock)]
+    for mask, layer in zip(masks, expected, strict=True):
+        assert torch.equal(mask.weight, layer.weight)
+        assert torch.equal(mask.bias, layer.bias)

@@ -289,6 +289,7 @@ def test_shape_and_dtype_stay_and_nothing_else_changes(dtype):
         ({"weight": 0}, "weight must be"),
         ({"weight": float("inf")}, "weight must be"),
         ({"steps": 0}, "steps must be >= 1"),
+        ({"steps": 1.5}, "steps must be >= 1 and whole, got 1.5"),
         ({"tolerance": -1}, "tolerance must be >= 0"),
         ({"tolerance": float("nan")}, "tolerance must be >= 0"),
     ],
@@ -304,6 +305,18 @@ def test_images_out_of_range(unchecked):
         minimize_tv(noise(0) * 255)
     with pytest.raises(TypeError, match="floating-point"):
         minimize_tv(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+
+
+def test_what_is_no_picture_or_no_mask_is_refused(unchecked):
+    images = noise(0)
+    with pytest.raises(TypeError, match=r"floating-point tensor, got torch.uint8; convert with images.float"):
+        total_variation((images * 255).byte())
+    for kept in (torch.ones_like(images), everything(images)[:1], torch.ones(2, 3, 8, 8, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="kept must be a mask"):
+            tv_energy(images, images, kept)
+    for keep in (0.0, 2.0, float("nan")):
+        with pytest.raises(ValueError, match=r"keep must be in \(0, 1\]"):
+            draw_kept(images, keep)
 
 
 def test_the_layer_draws_from_the_block():
@@ -393,13 +406,20 @@ def test_versions_of_other_images_or_masks_are_not_used(clean, tmp_path, made):
         assert made == [64, 6]
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "foreign"])
+def test_versions_of_another_solver_are_not_used(clean, tmp_path, made, monkeypatch):
+    augment(clean, TVM(steps=10), folder=tmp_path)
+    monkeypatch.setattr(tvm.inspect, "getsource", lambda module: "another")
+    augment(clean, TVM(steps=10), folder=tmp_path)
+    assert made == [64, 6, 64, 6]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "misfit"])
 def test_a_damaged_file_is_made_again(damage, clean, tmp_path, made):
     fresh = augment(clean, TVM(steps=10), folder=tmp_path)
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
-    if damage == "foreign":
-        save_file({"others": torch.zeros(3)}, path)
+    if damage in ("foreign", "misfit"):
+        save_file({"others" if damage == "foreign" else "images": torch.zeros(3)}, path)
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     again = augment(clean, TVM(steps=10), folder=tmp_path)

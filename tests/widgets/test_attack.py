@@ -9,6 +9,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 from PIL import Image
 
 from robustviz.attacks import fgsm, pgd
@@ -205,3 +206,20 @@ def test_the_line_says_what_is_followed(panel):
         assert panel.picture.path.ax.get_title(loc="left") == followed
     panel.show(AttackState(target=8))
     assert panel.picture.path.ax.get_title(loc="left") == "cross-entropy lowered"
+
+
+def test_a_color_is_a_network_and_signs_are_right_and_wrong(panel):
+    panel.show(AttackState(epsilon=0.15))
+    picture, attempts = panel.picture, panel.record.attempts
+    curves = picture.figure.axes[-1].lines
+    for row, line, name, attempt in zip(picture.rows, picture.path.lines, usual_networks(), attempts, strict=True):
+        (dot,) = (curve for curve in curves if curve.get_label() == name)
+        bars = {bar.get_facecolor() for bar in row.bars}
+        assert bars == {to_rgba(line.get_color())} == {to_rgba(dot.get_color())}
+        said = row.axes[1].xaxis.label
+        right = int(attempt.attacked_confidence.argmax()) == attempt.label
+        assert (said.get_text()[0], said.get_fontweight()) == (("✓", "normal") if right else ("✗", "bold"))
+        assert said.get_color() == row.axes[0].xaxis.label.get_color() == "black"
+        ticks = [tick.get_text() for tick in row.axes[3].get_yticklabels()]
+        assert [tick for tick in ticks if "✓" in tick] == [f"✓ {panel.record.classes[attempt.label]}"]
+    assert {row.axes[1].get_xlabel()[0] for row in picture.rows} == {"✓", "✗"}  # both are seen here
