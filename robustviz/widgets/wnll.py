@@ -177,7 +177,7 @@ def wnll_explorer(
         network: With a WNLL head; None takes the shipped one of digits.
         source: Images that its template was drawn from; None those of the shipped one.
         images: To ask about; None takes the test images of digits.
-        state: What is shown first.
+        state: What is shown first; None takes the K and M of the network's own head.
 
     Raises:
         TypeError: If the network is no classifier.
@@ -194,15 +194,20 @@ def wnll_explorer(
         )
     images = usual_images() if images is None else images
     usual = usual_threat(images.name).epsilon
-    template: Any = network.head.template
-    most = min(60, len(template) - 1)
-    start = WNLLState(image=min(WNLLState.image, len(images) - 1), epsilon=usual)
+    head: Any = network.head
+    most = min(60, len(head.template) - 1)
+    own = {"neighbors": min(head.neighbors, most), "scale_neighbor": min(head.scale_neighbor, most)}
+    start = WNLLState(image=min(WNLLState.image, len(images) - 1), epsilon=usual, **own)
+    numbers = {
+        name: sorted({*(k for k in ks if k <= most), own[name]})
+        for name, ks in {"neighbors": (1, 2, 5, 8, 10, 15, 20, 30, 60), "scale_neighbor": (1, 2, 4, 8, 15, 30)}.items()
+    }
     controls = {
         "image": slider(0, len(images) - 1, 1, "image"),
         "epsilon": slider(0.0, 1.0, 0.01 if usual > 0.1 else 1 / 255, "epsilon"),
         "attack": chooser(ADAPTIVE, "adaptive attack"),
-        "neighbors": choice_slider([k for k in (1, 2, 5, 8, 10, 15, 20, 30, 60) if k <= most], "neighbors K"),
-        "scale_neighbor": choice_slider([k for k in (1, 2, 4, 8, 15, 30) if k <= most], "scale neighbor M"),
+        "neighbors": choice_slider(numbers["neighbors"], "neighbors K"),
+        "scale_neighbor": choice_slider(numbers["scale_neighbor"], "scale neighbor M"),
     }
     presets = {
         "no attack": replace(start, epsilon=0.0),
@@ -210,7 +215,7 @@ def wnll_explorer(
         "exact gradient": replace(start, attack="exact, margin"),
         "wider graph for the attack": replace(start, attack=ADAPTIVE[-1]),
         "few neighbors": replace(start, neighbors=2, scale_neighbor=1),
-        "wide graph": replace(start, neighbors=controls["neighbors"].options[-1][1], scale_neighbor=8),
+        "wide graph": replace(start, neighbors=numbers["neighbors"][-1]),
     }
     measurements = WNLLMeasurements(network, source, images)
     return Panel(

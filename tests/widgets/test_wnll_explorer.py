@@ -36,6 +36,14 @@ def test_the_votes_are_those_of_the_head(panel):
         assert (totals <= ballot.shares + 1e-5).all(), "no class gets more from the voters shown than from all"
 
 
+def test_it_starts_with_the_graph_of_the_head():
+    network, _ = checkpoints.load("digits-pgd-wnll")
+    head = network.head.with_settings(neighbors=12, scale_neighbor=6)
+    panel = wnll_explorer(network.replace(head=head), template_source("digits", "pgd-wnll"))
+    assert (panel.state().neighbors, panel.state().scale_neighbor) == (12, 6)
+    assert (panel.controls["neighbors"].value, panel.controls["scale_neighbor"].value) == (12, 6)
+
+
 def test_three_versions_and_their_rows(panel):
     names = [ballot.condition for ballot in panel.record.ballots]
     assert names == ["clean", PUBLISHED, "transfer, margin"]
