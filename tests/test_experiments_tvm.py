@@ -16,7 +16,7 @@ from robustviz.defenses.tvm import TVM, total_variation
 from robustviz.defenses.wnll import wnll_classifier
 from robustviz.defenses.wnll_head import WNLLHead
 from robustviz.evaluation import evaluate
-from robustviz.experiments import tvm
+from robustviz.experiments import photographs, tvm
 from robustviz.pipelines import Hardened, harden
 from robustviz.plots import plot_purified, plot_strengths
 from robustviz.recipes import usual_threat
@@ -225,7 +225,7 @@ def quick(monkeypatch, shipped):
     monkeypatch.setattr(tvm, "SHOWN_IMAGES", 10)
     monkeypatch.setattr(tvm, "EPSILONS", (0.15,))
     monkeypatch.setattr(tvm, "SHOWN_EPSILONS", (0.15,))
-    monkeypatch.setattr(tvm, "photographs", partial(tvm.photographs, size=32))
+    monkeypatch.setattr(tvm, "photographs", partial(photographs.photographs, size=32))
     asked = []
 
     def stored(image_set, *, augment="none", defense="none", start=None, **settings):
@@ -267,8 +267,8 @@ def test_the_networks_of_the_comparison_differ_in_one_thing_each(quick):
 # The section.
 
 
-def test_noise_on_photographs_is_what_the_caption_says():
-    clean, *noisy = tvm.photographs(0, size=32)
+def test_attacks_on_photographs_are_what_the_caption_says():
+    clean, *noisy = photographs.photographs(0, size=32)
     assert [row.name for row in (clean, *noisy)] == ["clean", "8/255", "16/255"]
     for row, levels in zip(noisy, (8, 16), strict=True):
         assert (row.image - clean.image).abs().max() == pytest.approx(levels / 255, abs=1e-6)
@@ -276,15 +276,19 @@ def test_noise_on_photographs_is_what_the_caption_says():
         assert row.after < row.before
         energy = 0.03 * total_variation(row.result[None]) + ((row.result - row.image) * row.kept).square().sum() / 2
         assert row.after == pytest.approx(energy.item(), rel=1e-5)
+    network, record = checkpoints.load(photographs.READER)
+    names = [record.settings["classes"][network(row.image[None]).argmax()] for row in (clean, *noisy)]
+    assert names[0] not in names[1:]
+    assert f"calls the three pictures {', '.join(names)}, and purified" in photographs.picture_sentence([clean, *noisy])
 
 
 def test_pictures_have_a_row_each():
-    rows = tvm.photographs(0, size=16)
+    rows = photographs.photographs(0, size=16)
     axes = plot_purified(rows).axes
     assert len(axes) == 9
     assert [ax.get_ylabel() for ax in axes[::3]] == ["clean", "8/255", "16/255"]
     assert [ax.get_xlabel() for ax in axes[2::3]] == [f"E = {row.after:.1f}" for row in rows]
-    assert f"{rows[1].before:.1f} to {rows[1].after:.1f} (8/255)" in tvm.picture_sentence(rows)
+    assert f"{rows[1].before:.1f} to {rows[1].after:.1f} (8/255)" in photographs.picture_sentence(rows)
 
 
 def test_the_section_has_both_figures_the_table_and_a_sentence_each(quick):
