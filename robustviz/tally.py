@@ -108,7 +108,7 @@ class Tally:
 def settings_of(model: nn.Module) -> Iterator[str]:
     """Write down a network without its weights: name, type and settings of every module.
 
-    Settings are the public attributes that are plain, dictionaries or dataclasses.
+    Settings are the public attributes that are plain, dataclasses, or dictionaries, of which the plain values count.
     """
     for name, module in model.named_modules():
         yield f"{name} {type(module).__qualname__}"
@@ -117,7 +117,9 @@ def settings_of(model: nn.Module) -> Iterator[str]:
                 continue
             if isinstance(setting, PLAIN):
                 yield f"{key} {setting!r}"
-            elif isinstance(setting, dict) or is_dataclass(setting):
+            elif isinstance(setting, dict):
+                yield f"{key} {[(name, value) for name, value in setting.items() if isinstance(value, PLAIN)]!r}"
+            elif is_dataclass(setting):
                 yield f"{key} {describe(setting)!r}"
 
 

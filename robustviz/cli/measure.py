@@ -83,12 +83,12 @@ def evaluate_command(
         survivors_only=survivors_only,
     )
     say(measured.to_markdown())
-    say_luck(model, test_set, measured, seed)
     if not adaptive and attacks_on_defenses(model, threat):
         say("attacks made for its defense are left out: the worst case says nothing about that defense")
     if out is not None:
         measured.to_json(out)
         say(f"wrote {out}")
+    say_luck(model, test_set, measured, seed)
 
 
 def measure(model: Any, test_set: Any, attacks: Any, generator: torch.Generator, **settings: Any) -> RobustnessTable:
@@ -103,10 +103,11 @@ def say_luck(model: Any, test_set: Any, measured: RobustnessTable, seed: int) ->
     if not any(getattr(module, "stochastic", False) for module in model.modules()):
         return
     draws = len(measured.conditions)
-    luck = measure(model, test_set, {}, seeded(seed, 2), repeats=draws).worst_case()
+    batch_size = measured.settings["batch_size"]
+    luck = measure(model, test_set, {}, seeded(seed, 2), repeats=draws, batch_size=batch_size).worst_case()
     say(
         f"The network draws at random, anew for every condition: of the clean images, {luck:.1%} are right in all of "
-        f"{draws} draws. A part of the worst case is luck."
+        f"{draws} draws." + (" A part of the worst case is luck." if luck < measured.accuracy("clean") else "")
     )
 
 

@@ -92,7 +92,6 @@ def attack_suite(
         resume=state,
     )
     say(measured.to_markdown())
-    say_luck(model, test_set, measured, seed)
     if fast:
         say(
             f"the fast copy decided otherwise than the network on {sum(measured.settings['differing'].values())} images"
@@ -102,6 +101,7 @@ def attack_suite(
     if processes().first:
         state.unlink(missing_ok=True)
     say(f"wrote {out}")
+    say_luck(model, test_set, measured, seed)
 
 
 def _claim(out: Path, resume: bool, force: bool) -> Path:

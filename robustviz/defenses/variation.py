@@ -158,8 +158,8 @@ def check_settings(weight: float, keep: float, steps: int, tolerance: float) -> 
     _check_keep(keep)
     if not (isfinite(weight) and weight > 0):
         raise ValueError(f"weight must be finite and > 0, got {weight}")
-    if steps < 1 or steps != int(steps):
-        raise ValueError(f"steps must be >= 1 and whole, got {steps}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be >= 0, got {tolerance}")
 

@@ -58,6 +58,8 @@ def name_ends(
     points = np.array([ax.bbox.width, ax.bbox.height]) * 72 / ax.figure.dpi
     taken = [*taken, *((place, 9 / points) for place in places)]
     for place, label in zip(places, labels.tolist(), strict=True):
+        if not classes[label].strip():
+            continue
         written = TextPath((0, 0), classes[label], size=9).get_extents()
         size = np.array([written.width + 3, 12]) / points
         steps = [np.array(step) for step in product((1, 0, -1), repeat=2) if step != (0, 0)]

@@ -196,7 +196,7 @@ def wnll_explorer(
     usual = usual_threat(images.name).epsilon
     head: Any = network.head
     most = min(60, len(head.template) - 1)
-    own = {"neighbors": min(head.neighbors, most), "scale_neighbor": min(head.scale_neighbor, most)}
+    own = {"neighbors": head.neighbors, "scale_neighbor": head.scale_neighbor}
     start = WNLLState(image=min(WNLLState.image, len(images) - 1), epsilon=usual, **own)
     numbers = {
         name: sorted({*(k for k in ks if k <= most), own[name]})
