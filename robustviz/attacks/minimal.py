@@ -32,6 +32,8 @@ def bounded(
 ) -> Images:
     """Make an attack that knows no radius obey a threat: what it finds farther away is put back to the image itself.
 
+    A model that answers a whole batch jointly then meets another batch than the attack did, and may be fooled less.
+
     Args:
         model: Handed to the attack.
         images: Clean images in [0, 1].
