@@ -27,8 +27,8 @@ from robustviz.recipes import usual_threat
 from robustviz.report import Grid, Picture, Section
 from robustviz.tensors import seeded
 
-SHOWN, FOLLOWED = 30, 12
-"""Images on a map with arrows, and ways on a map; more cannot be told apart."""
+SHOWN, CLOUD = 12, 60
+"""Images on a map with arrows or ways, of which more cannot be told apart, and on one without."""
 
 
 def heads_section(pair: Pair, maps: Mapping[str, Embedding]) -> Section:
@@ -41,8 +41,8 @@ def heads_section(pair: Pair, maps: Mapping[str, Embedding]) -> Section:
     }
     names = {s.name: [s.conditions[c].attack for c in (PUBLISHED, STRONGEST)] for s in (pair.softmax, pair.wnll)}
     caption = (
-        f"{SHOWN} test images at epsilon = {pair.threat.epsilon:.3g}. Softmax: {' and '.join(names[SOFTMAX])}; WNLL: "
-        f"{' and '.join(names[WNLL])}. Colors are true classes; small dots are training images, for WNLL the template. "
+        f"{min(SHOWN, len(pair.test_set))} test images at epsilon = {pair.threat.epsilon:.3g}. Softmax: {' and '.join(names[SOFTMAX])}; WNLL: "
+        f"{' and '.join(names[WNLL])}. Colors and small names are true classes; small dots are training images, for WNLL the template. "
         "The pale background is the decision at that place, lifted to the features of the training images around it."
     )
     if faithful:
@@ -85,7 +85,7 @@ def _views(studied: Studied, embedding: Embedding, pair: Pair) -> list[MapView]:
 
 def map_section(pair: Pair, embedding: Embedding) -> Section:
     """Show the UMAP map of the WNLL network with its attacked images, and warn of it."""
-    studied, chosen = pair.wnll, _some(pair, 2 * SHOWN)
+    studied, chosen = pair.wnll, _some(pair, CLOUD)
     few = {name: _part(studied.conditions[name].snapshot, chosen) for name in (CLEAN, STRONGEST)}
     view = MapView("", _holding(embedding, few), list(few.values()))
     attack = studied.conditions[STRONGEST].attack
@@ -106,7 +106,7 @@ def map_section(pair: Pair, embedding: Embedding) -> Section:
 
 def ways_section(pair: Pair, maps: Mapping[str, Embedding]) -> Section:
     """Show the way of single images and the numbers of all of them while the attack grows."""
-    studied, chosen = pair.wnll, _some(pair, FOLLOWED)
+    studied, chosen = pair.wnll, _some(pair, SHOWN)
     way = studied.ways[STRONGEST].select(chosen)
     pictures = []
     for name, embedding in maps.items():
