@@ -204,7 +204,7 @@ def with_threat(attack: Any, threat: Threat) -> Attack:
     return partial(attack, attack=with_threat(inner, threat)) if inner is not None else partial(attack, threat=threat)
 
 
-def described(contests: Mapping[str, Contest]) -> Any:
+def describe_contests(contests: Mapping[str, Contest]) -> Any:
     """Turn contests into JSON, without a threat: every strength of a comparison brings its own."""
     return _without_threat(describe(dict(contests)))
 

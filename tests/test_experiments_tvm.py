@@ -282,6 +282,12 @@ def test_attacks_on_photographs_are_what_the_caption_says():
     assert f"calls the three pictures {', '.join(names)}, and purified" in photographs.picture_sentence([clean, *noisy])
 
 
+@pytest.mark.parametrize("size", [0, 214])
+def test_a_photograph_has_only_so_many_pixels(size):
+    with pytest.raises(ValueError, match=f"size must be from 1 to 213, the photograph's height, got {size}"):
+        photographs.sample_photograph(size)
+
+
 def test_pictures_have_a_row_each():
     rows = photographs.photographs(0, size=16)
     axes = plot_purified(rows).axes

@@ -11,7 +11,7 @@ from robustviz import checkpoints
 from robustviz.assembly import has_cas
 from robustviz.attacks import against, pgd, square, transfer
 from robustviz.attacks.adaptive import soft_mask
-from robustviz.comparison import PUBLISHED, WORST, Comparison, Contest, Entry, compare, described, with_threat
+from robustviz.comparison import PUBLISHED, WORST, Comparison, Contest, Entry, compare, describe_contests, with_threat
 from robustviz.data import ImageSet, digits
 from robustviz.defenses.cas import auxiliary, cas_outputs, joint
 from robustviz.evaluation import evaluate
@@ -97,7 +97,7 @@ def compare_cas(seeds: Sequence[int], say: Callable[[str], Any] = lambda message
     training_set, test_set = digits("train"), digits("test")
     settings = {
         "data": "digits",
-        "contests": described({**COMMON, **ADAPTIVE}),
+        "contests": describe_contests({**COMMON, **ADAPTIVE}),
         "training": describe(TrainConfig()),
         "threat": describe(usual_threat("digits")),
     }

@@ -20,7 +20,11 @@ READER = "cifar10-standard"
 def photographs(seed: int, size: int = 128) -> list[Purified]:
     """Purify a piece of a photograph, clean and under attack at two strengths, all under the same mask.
 
-    The attack leads the shipped CIFAR-10 network away from what it answers on the clean photograph.
+    The attack (PGD, L-infinity 8/255 and 16/255) leads the shipped CIFAR-10 network away from its first answer.
+
+    Args:
+        seed: Of the attack's start and of the mask.
+        size: Width and height in pixels, at most 213.
     """
     clean, (network, _) = sample_photograph(size), checkpoints.load(READER)
     answer = network(clean).argmax(1)
@@ -37,11 +41,20 @@ def photographs(seed: int, size: int = 128) -> list[Purified]:
 
 
 def sample_photograph(size: int) -> Images:
-    """Return the middle of one of scikit-learn's photographs, at half its resolution."""
+    """Return the middle of one of scikit-learn's photographs at half its resolution, (1, 3, size, size) in [0, 1].
+
+    Args:
+        size: Width and height in pixels, at most 213.
+
+    Raises:
+        ValueError: If the photograph is smaller.
+    """
     from sklearn.datasets import load_sample_image
 
     photo = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[None] / 255
     photo = F.avg_pool2d(photo, 2)
+    if not 1 <= size <= min(photo.shape[2:]):
+        raise ValueError(f"size must be from 1 to {min(photo.shape[2:])}, the photograph's height, got {size}")
     top, left = ((side - size) // 2 for side in photo.shape[2:])
     return photo[:, :, top : top + size, left : left + size]
 

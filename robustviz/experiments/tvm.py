@@ -18,7 +18,7 @@ from robustviz.attacks import (
     probability_margin,
     surrogate_head,
 )
-from robustviz.comparison import WORST, Comparison, Contest, Entry, compare, described
+from robustviz.comparison import WORST, Comparison, Contest, Entry, compare, describe_contests
 from robustviz.data import ImageSet, digits
 from robustviz.defenses.tvm import TVM
 from robustviz.evaluation import CLEAN, evaluate
@@ -130,8 +130,8 @@ def compare_tvm(seeds: Sequence[int], say: Callable[[str], Any] = lambda message
     training_set, test_set = digits("train"), digits("test").subset(IMAGES)
     settings = {
         "data": "digits",
-        "contests": described({**PLAIN, **tvm_contests()}),
-        "contests, WNLL": described(tvm_contests(wnll=True)),
+        "contests": describe_contests({**PLAIN, **tvm_contests()}),
+        "contests, WNLL": describe_contests(tvm_contests(wnll=True)),
         "tvm": TVM().settings,
         "training": describe(TrainConfig()),
         "training, WNLL": describe(WNLL_TRAINING),

@@ -20,7 +20,7 @@ from robustviz.attacks import (
     surrogate_head,
     wide_graph,
 )
-from robustviz.comparison import PUBLISHED, WORST, Comparison, Contest, Entry, compare, described
+from robustviz.comparison import PUBLISHED, WORST, Comparison, Contest, Entry, compare, describe_contests
 from robustviz.data import ImageSet, digits
 from robustviz.defenses.wnll import wnll_classifier
 from robustviz.evaluation import evaluate
@@ -125,7 +125,7 @@ def compare_wnll(seeds: Sequence[int], say: Callable[[str], Any] = lambda messag
     """
     training_set, test_set = digits("train"), digits("test")
     every = {**SOFTMAX, **wnll_contests(), **SQUARE, **other_templates_contest(training_set)}
-    settings = {"data": "digits", "steps": STEPS, "contests": described(every)}
+    settings = {"data": "digits", "steps": STEPS, "contests": describe_contests(every)}
     pixels = compare(
         "wnll-pixels",
         partial(pixel_entries, training_set),

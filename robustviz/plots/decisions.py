@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from robustviz.geometry import Ballot, Course, DecisionPlane
 from robustviz.plots.maps import paint_decisions
 from robustviz.plots.names import HALO
-from robustviz.plots.style import COLORS, caption, class_color, new_axes, show_picture, styled
+from robustviz.plots.style import COLORS, caption, class_color, judge, new_axes, show_picture, styled
 
 
 @styled
@@ -65,18 +65,14 @@ def plot_votes(ballots: Sequence[Ballot], classes: Sequence[str]) -> Figure:
     for row, ballot in zip(axes, ballots, strict=True):
         show_picture(row[0], ballot.image)
         row[0].set_title(ballot.condition)
-        right = ballot.decision == ballot.label
-        share = ballot.shares[ballot.decision]
-        row[0].set_xlabel(f"{'✓' if right else '✗'} decides {caption(classes[ballot.decision], float(share))}")
-        row[0].xaxis.label.set(color=COLORS[0] if right else COLORS[1], fontweight="normal" if right else "bold")
+        decided = caption(classes[ballot.decision], float(ballot.shares[ballot.decision]))
+        judge(row[0], f"decides {decided}", ballot.decision == ballot.label)
         for ax in row[1 + len(ballot.weights) :]:
             ax.remove()
         voters = zip(row[1:], ballot.voters, ballot.labels.tolist(), ballot.weights.tolist(), strict=False)
         for ax, image, label, weight in voters:
             show_picture(ax, image)
-            agrees = label == ballot.label
-            ax.set_xlabel(f"{'✓' if agrees else '✗'} {caption(classes[label], weight)}")
-            ax.xaxis.label.set(color=COLORS[0] if agrees else COLORS[1], fontweight="normal" if agrees else "bold")
+            judge(ax, caption(classes[label], weight), label == ballot.label)
     return figure
 
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from robustviz.plots.style import COLORS, show_picture, styled
+from robustviz.plots.style import judge, show_picture, styled
 from robustviz.tensors import evaluating
 from robustviz.types import Images, Labels
 
@@ -66,7 +65,8 @@ def plot_gallery(galleries: list[Gallery], *, figure: Figure | None = None) -> F
         for i, gallery in enumerate(galleries):
             attacked, change = axes[row, 1 + 2 * i], axes[row, 2 + 2 * i]
             show_picture(attacked, gallery.attacked[row])
-            _decision(attacked, gallery.attacked_confidence[row], int(gallery.labels[row]), gallery.classes)
+            share, decided = gallery.attacked_confidence[row].max(0)
+            judge(attacked, f"{gallery.classes[decided]} ({share:.0%})", bool(decided == gallery.labels[row]))
             show_picture(change, 0.5 + (gallery.attacked[row] - gallery.images[row]) / (2 * largest))
             was = gallery.clean_confidence[row]
             change.set_xlabel(f"was {gallery.classes[int(was.argmax())]} ({was.max():.0%})", color="0.35")
@@ -75,13 +75,6 @@ def plot_gallery(galleries: list[Gallery], *, figure: Figure | None = None) -> F
         axes[0, 1 + 2 * i].set_title("\n".join([*wrap(gallery.model, 14), "attacked"]))
         axes[0, 2 + 2 * i].set_title(f"change\nx {0.5 / largest:.2g}")
     return figure
-
-
-def _decision(ax: Axes, confidence: Float[Tensor, "k"], label: int, classes: tuple[str, ...]) -> None:
-    decided = int(confidence.argmax())
-    right = decided == label
-    text = f"{'✓' if right else '✗'} {classes[decided]} ({confidence[decided]:.0%})"
-    ax.set_xlabel(text, color=COLORS[0] if right else COLORS[1], fontweight="normal" if right else "bold")
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,19 @@ def caption(name: str, share: float) -> str:
     return f"{name}{gap}({share:.0%})"
 
 
+def judge(ax: Axes, text: str, right: bool, *, colored: bool = True) -> None:
+    """Write what a model says below a picture: ✓ or ✗ before it, and bold if it is wrong; color says it again.
+
+    Args:
+        ax: That holds the picture.
+        text: What the model says.
+        right: Whether that is the true class.
+        colored: False where color has another meaning.
+    """
+    color = COLORS[0 if right else 1] if colored else "black"
+    ax.set_xlabel(f"{'✓' if right else '✗'} {text}", color=color, fontweight="normal" if right else "bold")
+
+
 def show_picture(ax: Axes, image: Float[Tensor, "c h w"]) -> None:
     """Show an image, gray or in color, without axes."""
     ax.imshow(pixels(image), vmin=0, vmax=1, interpolation="nearest")

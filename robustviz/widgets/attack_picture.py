@@ -15,7 +15,7 @@ from torch import Tensor
 from robustviz.data import ImageSet
 from robustviz.evaluation import Sweep
 from robustviz.plots import COLORS, MARKERS, styled
-from robustviz.plots.style import pixels, show_picture
+from robustviz.plots.style import judge, pixels, show_picture
 from robustviz.widgets.attack_record import MARGIN, AttackRecord, Attempt
 
 BARS = 10
@@ -87,7 +87,7 @@ class _Row:
         for artist, image in zip(self.images, (record.image, attempt.attacked, change), strict=True):
             artist.set_data(pixels(image[0]))
         for ax, confidence in zip(self.axes, (clean, attacked), strict=False):
-            _decision(ax, confidence, attempt.label, record.classes)
+            judge(ax, _words(confidence, record.classes), int(confidence.argmax()) == attempt.label, colored=False)
         self.axes[2].set_xlabel(f"x {0.5 / largest:.3g}" if largest else "none")
         chosen = (clean + attacked).topk(min(BARS, len(clean))).indices.sort().values
         for bar, which in zip(self.bars, chosen.tolist(), strict=True):
@@ -141,12 +141,6 @@ class _Curve:
             dot.set_data([place], [100 * _between(place, swept)])
         self.here.set_visible(not record.nearest)
         self.here.set_xdata([record.state.epsilon] * 2)
-
-
-def _decision(ax: Axes, confidence: Float[Tensor, "k"], label: int, classes: tuple[str, ...]) -> None:
-    right = int(confidence.argmax()) == label
-    words = f"{'✓' if right else '✗'} {_words(confidence, classes)}"
-    ax.set_xlabel(words, fontweight="normal" if right else "bold")
 
 
 def _words(confidence: Float[Tensor, "k"], classes: tuple[str, ...]) -> str:

@@ -15,7 +15,7 @@ from robustviz.defenses import TVM
 from robustviz.defenses.tvm import draw_kept, minimize_tv
 from robustviz.models import Classifier
 from robustviz.plots import COLORS, MARKERS, show_picture, styled
-from robustviz.plots.style import pixels
+from robustviz.plots.style import judge, pixels
 from robustviz.recipes import usual_threat
 from robustviz.tensors import evaluating, seeded
 from robustviz.types import Images, Progress, Threat
@@ -149,8 +149,8 @@ class TVMPicture:
         shown = (self.stations[0], self.stations[1], self.stations[3])
         for ax, confidence, word in zip(shown, record.confidences, ("clean", "as it came", "purified"), strict=True):
             decided = int(confidence.argmax())
-            text, right = f"{self.classes[decided]} ({confidence[decided]:.0%})", decided == record.label
-            ax.set_xlabel(f"{'✓' if right else '✗'} {text}", color=COLORS[0] if right else COLORS[1])
+            text = f"{self.classes[decided]} ({confidence[decided]:.0%})"
+            judge(ax, text, decided == record.label)
             told.append(f"{word} {text}")
         state = record.state
         self.stations[2].set_xlabel(f"keep {state.keep:.0%}, mask {state.draw}", color="0.35")

@@ -5,7 +5,6 @@ from textwrap import wrap
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robustviz import checkpoints
@@ -17,7 +16,7 @@ from robustviz.geometry import Ballot, ballot
 from robustviz.lessons import template_source
 from robustviz.models import Classifier
 from robustviz.plots import COLORS, show_picture, styled
-from robustviz.plots.style import caption, pixels
+from robustviz.plots.style import caption, judge, pixels
 from robustviz.recipes import usual_threat
 from robustviz.types import Progress, Threat
 from robustviz.widgets.networks import single, usual_images
@@ -146,13 +145,13 @@ class _Row:
         decided, share = self.classes[ballot.decision], float(ballot.shares.max())
         self.image.images[0].set_data(pixels(ballot.image))
         self.image.set_ylabel("\n".join(wrap(ballot.condition, 14)))
-        _mark(self.image, f"{decided} ({share:.0%})", ballot.decision == ballot.label)
+        judge(self.image, f"{decided} ({share:.0%})", ballot.decision == ballot.label)
         for place, ax in enumerate(self.voters):
             ax.set_visible(place < len(ballot.weights))
             if ax.get_visible():
                 label = int(ballot.labels[place])
                 ax.images[0].set_data(pixels(ballot.voters[place]))
-                _mark(ax, caption(self.classes[label], float(ballot.weights[place])), label == ballot.label)
+                judge(ax, caption(self.classes[label], float(ballot.weights[place])), label == ballot.label)
         for label, (bar, value) in enumerate(zip(self.bars, ballot.shares.tolist(), strict=True)):
             bar.set_width(value)
             bar.set_color(COLORS[0] if label == ballot.label else COLORS[1])
@@ -196,18 +195,17 @@ def wnll_explorer(
     usual = usual_threat(images.name).epsilon
     head: Any = network.head
     most = min(60, len(head.template) - 1)
-    own = {"neighbors": head.neighbors, "scale_neighbor": head.scale_neighbor}
-    start = WNLLState(image=min(WNLLState.image, len(images) - 1), epsilon=usual, **own)
-    numbers = {
-        name: sorted({*(k for k in ks if k <= most), own[name]})
-        for name, ks in {"neighbors": (1, 2, 5, 8, 10, 15, 20, 30, 60), "scale_neighbor": (1, 2, 4, 8, 15, 30)}.items()
-    }
+    start = WNLLState(
+        min(WNLLState.image, len(images) - 1), usual, neighbors=head.neighbors, scale_neighbor=head.scale_neighbor
+    )
+    neighbors = sorted({*(k for k in (1, 2, 5, 8, 10, 15, 20, 30, 60) if k <= most), head.neighbors})
+    scales = sorted({*(k for k in (1, 2, 4, 8, 15, 30) if k <= most), head.scale_neighbor})
     controls = {
         "image": slider(0, len(images) - 1, 1, "image"),
         "epsilon": slider(0.0, 1.0, 0.01 if usual > 0.1 else 1 / 255, "epsilon"),
         "attack": chooser(ADAPTIVE, "adaptive attack"),
-        "neighbors": choice_slider(numbers["neighbors"], "neighbors K"),
-        "scale_neighbor": choice_slider(numbers["scale_neighbor"], "scale neighbor M"),
+        "neighbors": choice_slider(neighbors, "neighbors K"),
+        "scale_neighbor": choice_slider(scales, "scale neighbor M"),
     }
     presets = {
         "no attack": replace(start, epsilon=0.0),
@@ -215,13 +213,9 @@ def wnll_explorer(
         "exact gradient": replace(start, attack="exact, margin"),
         "wider graph for the attack": replace(start, attack=ADAPTIVE[-1]),
         "few neighbors": replace(start, neighbors=2, scale_neighbor=1),
-        "wide graph": replace(start, neighbors=numbers["neighbors"][-1]),
+        "wide graph": replace(start, neighbors=neighbors[-1]),
     }
     measurements = WNLLMeasurements(network, source, images)
     return Panel(
         start if state is None else state, controls, measurements.compute, WNLLPicture(images), presets=presets
     )
-
-
-def _mark(ax: Axes, text: str, right: bool) -> None:
-    ax.set_xlabel(f"{'✓' if right else '✗'} {text}", color=COLORS[0] if right else COLORS[1])
