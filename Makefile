@@ -26,7 +26,7 @@ handouts: $(VENV)/dev  ## write the lessons without solutions as HTML pages to r
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution notebooks/*.ipynb
 
 cifar: $(VENV)/dev  ## execute copies of the lessons on CIFAR-10 (robustviz fetch cifar10) to runs/lessons-cifar10
-	$(BIN)/python tests/normalize_notebooks.py --data cifar10 --out runs/lessons-cifar10
+	$(BIN)/python tools/notebooks.py --data cifar10 --out runs/lessons-cifar10
 
 lint: $(VENV)/dev  ## check style, docstrings and types
 	$(BIN)/ruff check .
@@ -36,7 +36,7 @@ lint: $(VENV)/dev  ## check style, docstrings and types
 # torchattacks pins an old requests that JupyterLab refuses, so it comes without its dependencies.
 bench: $(VENV)/dev  ## measure speed as ratios to the floor and to other libraries
 	$(BIN)/python -m pip install --quiet --no-deps torchattacks
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tools.bench
 
 browser: $(VENV)/dev  ## open what the kit writes in a real Chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest -q tests/browser

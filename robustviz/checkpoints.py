@@ -12,9 +12,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 import robustviz
-from robustviz.assembly import BUILDERS
 from robustviz.data import ImageSet
-from robustviz.defenses.wnll_head import WNLLHead
+from robustviz.defenses.assembly import BUILDERS
+from robustviz.defenses.wnll.head import WNLLHead
 from robustviz.models import Classifier
 from robustviz.records import RunRecord, describe, write_whole
 from robustviz.training import hold_out
@@ -31,8 +31,8 @@ def save(
     Args:
         path: File name ending in `.safetensors`.
         model: The trained classifier.
-        build: What makes the same network untrained: a network of `robustviz.models` or `robustviz.assembly.defended`,
-            settings fixed with `partial`.
+        build: What makes the same network untrained: a network of `robustviz.models` or
+            `defenses.assembly.defended`, settings fixed with `partial`.
         record: How the weights came about and what they reach.
         force: Replace files that exist.
 

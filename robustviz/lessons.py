@@ -10,10 +10,10 @@ from PIL import Image
 
 import robustviz
 from robustviz import checkpoints
-from robustviz.comparison import RESULTS, Comparison
 from robustviz.data import DOWNLOADS, ImageSet, Part, load
+from robustviz.evaluation.comparison import RESULTS, Comparison
 from robustviz.models import Classifier
-from robustviz.recipes import stem, usual_device
+from robustviz.presets import stem, usual_device
 
 CHECKOUT = Path(robustviz.__file__).parents[1]
 """Where data and recorded results lie beside the package, in a checkout of the repository."""

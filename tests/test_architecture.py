@@ -12,17 +12,16 @@ PACKAGE = Path(__file__).parents[1] / "robustviz"
 LAYERS = [
     {"types", "distributed"},
     {"tensors", "records"},
-    {"config", "image_set", "pictures", "resume", "tally", "robustness"},  # files for data, training and evaluation
     {"data", "models", "objectives"},
     {"attacks", "defenses"},
-    {"assembly", "recipes", "inference"},  # defenses put into networks; usual settings by name; fast copies
-    {"training", "evaluation", "features"},
-    {"checkpoints", "pipelines", "comparison"},
+    {"presets", "networks"},
+    {"evaluation", "features"},
+    {"training"},
+    {"checkpoints"},
     {"geometry"},
     {"plots"},
-    {"report"},
-    {"diagnostics", "experiments"},
-    {"demo", "lessons"},
+    {"diagnostics", "studies", "benchmark", "pages"},
+    {"lessons"},
     {"widgets", "cli"},
 ]
 DOORS = {"__init__", "__main__"}  # these open the package and may import anything

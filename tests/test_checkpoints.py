@@ -10,7 +10,7 @@ from robustviz import checkpoints
 from robustviz.data import digits
 from robustviz.evaluation import evaluate
 from robustviz.models import initialized, resnet20, small_cnn
-from robustviz.recipes import evaluation_attacks
+from robustviz.presets import evaluation_attacks
 from robustviz.records import RunRecord
 from robustviz.tensors import seeded
 from robustviz.types import Threat

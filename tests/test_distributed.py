@@ -23,7 +23,8 @@ from robustviz.distributed import Processes, processes
 from robustviz.evaluation import RobustnessTable, evaluate
 from robustviz.objectives import cross_entropy, trades
 from robustviz.tensors import seeded
-from robustviz.training import TrainConfig, _Run, train
+from robustviz.training import TrainConfig, train
+from robustviz.training.loop import _Run
 from robustviz.types import Threat
 
 THREAT = Threat("linf", 0.1)

@@ -9,9 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import nbformat
-import normalize_notebooks
 import pytest
-from normalize_notebooks import executed
+
+from tools import notebooks as normalize_notebooks
+from tools.notebooks import executed
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from robustviz.comparison import PUBLISHED, WORST, Comparison, spread
+from robustviz.benchmark.record import NetworkResults, share
 from robustviz.evaluation import CLEAN
-from robustviz.experiments.results import NetworkResults, share
+from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison, spread
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

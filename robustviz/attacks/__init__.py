@@ -1,6 +1,13 @@
 """Attacks: `(model, images, labels, /, *, generator=None) -> images`, settings fixed with `functools.partial`."""
 
-from robustviz.attacks.adaptive import (
+from robustviz.attacks.apgd import apgd, apgd_targeted
+from robustviz.attacks.blackbox import random_noise, square, transfer
+from robustviz.attacks.carlini_wagner import carlini_wagner
+from robustviz.attacks.common import Step
+from robustviz.attacks.gradient import fgsm, ifgsm, mifgsm, pgd
+from robustviz.attacks.minimal import bounded, deepfool, fmn
+from robustviz.attacks.rounding import EightBit, round_to_8bit
+from robustviz.attacks.views import (
     against,
     alone_head,
     eot,
@@ -12,13 +19,6 @@ from robustviz.attacks.adaptive import (
     surrogate_head,
     wide_graph,
 )
-from robustviz.attacks.apgd import apgd, apgd_targeted
-from robustviz.attacks.blackbox import random_noise, square, transfer
-from robustviz.attacks.carlini_wagner import carlini_wagner
-from robustviz.attacks.gradient import fgsm, ifgsm, mifgsm, pgd
-from robustviz.attacks.minimal import bounded, deepfool, fmn
-from robustviz.attacks.rounding import EightBit, round_to_8bit
-from robustviz.attacks.search import Step
 
 __all__ = [
     "EightBit",

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
-from robustviz.attacks.search import (
+from robustviz.attacks.common import (
     Best,
     Look,
     OnStep,

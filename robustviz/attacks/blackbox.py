@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from robustviz.attacks.search import Best, OnStep, Step, at_least, lengths, random_perturbation
+from robustviz.attacks.common import Best, OnStep, Step, at_least, lengths, random_perturbation
 from robustviz.objectives import margin, objective_and_logits
 from robustviz.tensors import check_images, evaluating, norms, per_image, project, seeded
 from robustviz.types import LINF_8, Attack, Images, Labels, Objective, Threat

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor, nn
 
-from robustviz.attacks.search import Best, Look, OnStep, Step, at_least, pixel_gradient
+from robustviz.attacks.common import Best, Look, OnStep, Step, at_least, pixel_gradient
 from robustviz.objectives import margin, objective_and_logits
 from robustviz.tensors import check_images, evaluating, norms
 from robustviz.types import Images, Labels, PerImage

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Generator, Tensor, nn
 
-from robustviz.attacks.search import Best, OnStep, Step, at_least, lengths, pixel_gradient, random_perturbation
+from robustviz.attacks.common import Best, OnStep, Step, at_least, lengths, pixel_gradient, random_perturbation
 from robustviz.objectives import cross_entropy, objective_and_logits
 from robustviz.tensors import batch_dependent, check_images, evaluating, project, seeded
 from robustviz.types import LINF_8, Images, Labels, Objective, PerImage, Threat

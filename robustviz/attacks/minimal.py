@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
-from robustviz.attacks.search import Best, OnStep, Step, at_least, lengths, pixel_gradient, whole
+from robustviz.attacks.common import Best, OnStep, Step, at_least, lengths, pixel_gradient, whole
 from robustviz.objectives import logit_margin, margin, objective_and_logits
 from robustviz.tensors import batch_dependent, check_images, check_labels, evaluating, norms, per_image
 from robustviz.types import Attack, Images, Labels, Logits, Norm, PerImage, Threat

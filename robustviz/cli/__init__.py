@@ -5,11 +5,11 @@ Every command is a typed function; cyclopts turns its signature and docstring in
 
 import sys
 
-from robustviz.cli import catalog, diagnose, features, measure, results, study, suite, train
+from robustviz.cli import attack_suite, compare, diagnose, evaluate, features, fetch, results, train
 from robustviz.cli.app import app
 from robustviz.distributed import processes
 
-__all__ = ["app", "catalog", "diagnose", "features", "main", "measure", "results", "study", "suite", "train"]
+__all__ = ["app", "attack_suite", "compare", "diagnose", "evaluate", "features", "fetch", "main", "results", "train"]
 
 
 def main() -> None:

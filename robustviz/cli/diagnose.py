@@ -6,12 +6,12 @@ from pathlib import Path
 
 from robustviz import checkpoints as stored
 from robustviz.cli.app import Count, Radius, Seed, app, say, writable
-from robustviz.cli.opening import opened, retrained
+from robustviz.cli.target import opened, retrained
 from robustviz.data import DOWNLOADS, ImageSet
 from robustviz.diagnostics import diagnose
-from robustviz.experiments import attacks_on_defenses
 from robustviz.models import Classifier
 from robustviz.records import write_whole
+from robustviz.studies import attacks_on_defenses
 from robustviz.tensors import seeded
 from robustviz.types import Norm
 

@@ -10,13 +10,13 @@ from cyclopts import Parameter, validators
 
 from robustviz import checkpoints as stored
 from robustviz.cli.app import Count, Radius, Seed, app, say, unused
-from robustviz.cli.opening import data_name, opened, retrained
+from robustviz.cli.target import data_name, opened, retrained
 from robustviz.data import DOWNLOADS, load
 from robustviz.defenses import WNLLHead
-from robustviz.experiments.geometry import Pair, study_pair
 from robustviz.geometry import NEIGHBORS, Embedding, Separation, separation_rows
 from robustviz.models import Classifier
 from robustviz.records import RunRecord, describe, table, write_whole
+from robustviz.studies.geometry import Pair, study_pair
 from robustviz.types import Norm
 
 
@@ -112,9 +112,9 @@ def _beside(name: str, checkpoint: str, data: str, root: Path) -> Classifier:
 
 def write_results(out: Path, pair: Pair, maps: dict[str, Embedding], settings: dict[str, Any]) -> tuple[Path, str]:
     """Write page, figures, numbers, maps and ways; return the page and a table for the terminal."""
-    from robustviz.experiments import geometry_closeup as closeup
-    from robustviz.experiments import geometry_page as write
-    from robustviz.report import write_report
+    from robustviz.pages import closeup
+    from robustviz.pages import geometry as write
+    from robustviz.pages.report import write_report
 
     flat = {name: embedding for name, embedding in maps.items() if embedding.method == "pca"}
     numbers = write.numbers_of(pair, flat)

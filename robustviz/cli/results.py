@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from robustviz import checkpoints as stored
+from robustviz.benchmark.measure import Effort, measure_network, plans
+from robustviz.benchmark.page import TITLE, read_results, write_page
+from robustviz.benchmark.record import Suite, known_results
 from robustviz.cli.app import Count, Seed, app, say, writable
-from robustviz.cli.measure import progress
-from robustviz.cli.opening import called, opened, retrained
+from robustviz.cli.evaluate import progress
+from robustviz.cli.target import called, opened, retrained
 from robustviz.data import DOWNLOADS, TORCHVISION_SETS
 from robustviz.distributed import processes
-from robustviz.experiments.measuring import Effort, measure_network, plans
-from robustviz.experiments.results import Suite, known_results
-from robustviz.experiments.results_page import TITLE, read_results, write_page
-from robustviz.recipes import stem, usual_threat
+from robustviz.presets import stem, usual_threat
 from robustviz.records import RunRecord, write_whole
 
 SUITES: tuple[Suite, ...] = ("common", "heads", "adaptive", "ensemble")

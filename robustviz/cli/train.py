@@ -6,19 +6,17 @@ import sys
 from pathlib import Path
 
 from robustviz import checkpoints as stored
-from robustviz.assembly import has_buffer, has_cas
 from robustviz.cli.app import Radius, Seed, app, say, writable
-from robustviz.cli.measure import measure, say_luck
-from robustviz.cli.opening import check_radius
+from robustviz.cli.evaluate import measure, say_luck
+from robustviz.cli.target import check_radius
 from robustviz.data import DOWNLOADS, ImageSet, load
+from robustviz.data.folder import cache_folder
+from robustviz.defenses.assembly import has_buffer, has_cas
 from robustviz.defenses.tvm import TVM
-from robustviz.defenses.wnll_head import Gradient
+from robustviz.defenses.wnll.head import Gradient
 from robustviz.distributed import processes
-from robustviz.experiments import measured_with
 from robustviz.models import MODELS, Classifier
-from robustviz.pictures import cache_folder
-from robustviz.pipelines import Augmentation, Defense, harden, players
-from robustviz.recipes import (
+from robustviz.presets import (
     TrainingAttack,
     evaluation_attacks,
     stem,
@@ -27,9 +25,11 @@ from robustviz.recipes import (
     usual_threat,
 )
 from robustviz.records import RunRecord, describe
-from robustviz.resume import EpochLog
+from robustviz.studies import measured_with
 from robustviz.tensors import seeded
 from robustviz.training import Precision, Schedule, TrainConfig, hold_out
+from robustviz.training.stages import Augmentation, Defense, harden, players
+from robustviz.training.state import EpochLog
 from robustviz.types import Norm
 
 

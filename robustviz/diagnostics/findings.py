@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 from jaxtyping import Bool
 from torch import Tensor
 
+from robustviz.pages.report import Grid, Section, write_report
 from robustviz.records import RunRecord, table, write_whole
-from robustviz.report import Grid, Section, write_report
 
 Verdict = Literal["pass", "doubtful", "fail", "not run"]
 Overall = Literal["real", "doubtful", "not real"]

@@ -1,6 +1,6 @@
 """The geometry of an attack: maps of features, ways through them, numbers beside them, decisions over a plane."""
 
-from robustviz.geometry.course import Course, course
+from robustviz.geometry.curves import Course, course
 from robustviz.geometry.embedding import NEIGHBORS, Embedding, Method, embed
 from robustviz.geometry.planes import DecisionPlane, faithfulness, image_plane, map_regions
 from robustviz.geometry.separation import (

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustviz.defenses.graph import nearest
+from robustviz.defenses.wnll.graph import nearest
 from robustviz.features import FeatureSnapshot
-from robustviz.geometry.storage import read_arrays, write_arrays
+from robustviz.geometry.arrays import read_arrays, write_arrays
 
 Method = Literal["umap", "pca"]
 

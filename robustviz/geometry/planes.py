@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustviz.attacks.adaptive import alone_head
+from robustviz.attacks.views import alone_head
 from robustviz.features import FeatureSnapshot
 from robustviz.geometry.embedding import Embedding
 from robustviz.tensors import batch_dependent, check_images, evaluating

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustviz.defenses.graph import nearest
+from robustviz.defenses.wnll.graph import nearest
 from robustviz.features import FeatureSnapshot
 from robustviz.objectives import logit_margin
 from robustviz.tensors import check_images, evaluating

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from robustviz.attacks import Step
 from robustviz.features import FeatureSnapshot, snapshot
-from robustviz.geometry.storage import read_arrays, write_arrays
+from robustviz.geometry.arrays import read_arrays, write_arrays
 from robustviz.tensors import check_images, draw_seed, seeded
 from robustviz.types import Images, Labels, Norm, Progress, Threat
 

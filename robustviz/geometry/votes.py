@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustviz.data import ImageSet
-from robustviz.defenses.wnll_head import WNLLHead
+from robustviz.defenses.wnll.head import WNLLHead
 from robustviz.models import Classifier
 from robustviz.tensors import check_images, evaluating
 from robustviz.types import Images, Labels

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from robustviz.comparison import PUBLISHED, WORST, Comparison
 from robustviz.evaluation import CLEAN, Sweep
+from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison
 from robustviz.plots.style import COLORS, MARKERS, new_axes, styled
 
 

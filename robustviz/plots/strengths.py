@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from robustviz.comparison import Comparison
 from robustviz.evaluation import CLEAN
+from robustviz.evaluation.comparison import Comparison
 from robustviz.plots.style import COLORS, MARKERS, styled
 
 

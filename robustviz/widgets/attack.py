@@ -11,12 +11,12 @@ from torch import nn
 from robustviz.attacks import pgd
 from robustviz.data import ImageSet
 from robustviz.evaluation import Sweep, sweep
-from robustviz.recipes import usual_threat
+from robustviz.presets import usual_threat
 from robustviz.widgets.attack_picture import AttackPicture
 from robustviz.widgets.attack_record import ATTACKS, AttackState, attack_image
 from robustviz.widgets.networks import compared, usual_images
-from robustviz.widgets.own_picture import Shape, shrink
 from robustviz.widgets.panel import Panel, chooser, slider
+from robustviz.widgets.upload import Shape, shrink
 
 STRENGTHS = (0.0, 1 / 3, 2 / 3, 1.0, 4 / 3, 2.0, 4.0)
 """Points of the accuracy curve, in units of the data set's usual radius."""

@@ -24,7 +24,7 @@ from robustviz.attacks import (
 from robustviz.data import ImageSet
 from robustviz.tensors import evaluating, norms
 from robustviz.types import Attack, Images, Progress, Threat
-from robustviz.widgets.own_picture import unpack
+from robustviz.widgets.upload import unpack
 
 
 @dataclass(frozen=True)

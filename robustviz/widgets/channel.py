@@ -12,7 +12,7 @@ from robustviz.attacks import fgsm, pgd
 from robustviz.data import ImageSet
 from robustviz.features import ChannelStats, FeatureSnapshot, channel_stats, last_stage, snapshot
 from robustviz.plots import plot_frequency, plot_magnitude, styled
-from robustviz.recipes import usual_threat
+from robustviz.presets import usual_threat
 from robustviz.types import Images, Progress, Threat
 from robustviz.widgets.networks import compared, usual_images
 from robustviz.widgets.panel import Panel, choice_slider, chooser

@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from robustviz.data import ImageSet, digits
 from robustviz.geometry import NEIGHBORS
 from robustviz.models import Classifier
-from robustviz.recipes import usual_threat
+from robustviz.presets import usual_threat
 from robustviz.widgets.channel import STRENGTHS
 from robustviz.widgets.feature_picture import FeaturePicture, Pointer
 from robustviz.widgets.feature_record import METHODS, FeatureMeasurements, FeatureState

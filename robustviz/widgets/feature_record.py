@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustviz.attacks import pgd
 from robustviz.data import ImageSet
-from robustviz.defenses.graph import nearest
+from robustviz.defenses.wnll.graph import nearest
 from robustviz.features import FeatureSnapshot, snapshot
 from robustviz.geometry import Embedding, Trajectory, distance_ratio, embed, margins, trace_strengths
 from robustviz.models import Classifier

@@ -16,7 +16,7 @@ from robustviz.defenses.tvm import draw_kept, minimize_tv
 from robustviz.models import Classifier
 from robustviz.plots import COLORS, MARKERS, show_picture, styled
 from robustviz.plots.style import judge, pixels
-from robustviz.recipes import usual_threat
+from robustviz.presets import usual_threat
 from robustviz.tensors import evaluating, seeded
 from robustviz.types import Images, Progress, Threat
 from robustviz.widgets.networks import single, usual_images

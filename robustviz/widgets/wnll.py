@@ -8,16 +8,16 @@ import torch
 from matplotlib.figure import Figure
 
 from robustviz import checkpoints
-from robustviz.comparison import with_threat
 from robustviz.data import ImageSet
 from robustviz.defenses import WNLLHead
-from robustviz.experiments.wnll import wnll_contests
+from robustviz.evaluation.comparison import with_threat
 from robustviz.geometry import Ballot, ballot
 from robustviz.lessons import template_source
 from robustviz.models import Classifier
 from robustviz.plots import COLORS, show_picture, styled
 from robustviz.plots.style import caption, judge, pixels
-from robustviz.recipes import usual_threat
+from robustviz.presets import usual_threat
+from robustviz.studies.wnll import wnll_contests
 from robustviz.types import Progress, Threat
 from robustviz.widgets.networks import single, usual_images
 from robustviz.widgets.panel import Panel, choice_slider, chooser, slider

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from robustviz.pages.report import Grid, Picture, Section, write_report
 from robustviz.plots import new_axes
 from robustviz.records import RunRecord
-from robustviz.report import Grid, Picture, Section, write_report
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 ARGUMENTS = [

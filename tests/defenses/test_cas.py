@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 from torch import nn
 
 from robustviz.attacks import ifgsm, pgd
-from robustviz.attacks.adaptive import against, eot, soft_mask
+from robustviz.attacks.views import against, eot, soft_mask
 from robustviz.defenses.cas import CASBlock, CASOutput, auxiliary, cas_outputs, joint, with_cas
 from robustviz.models import MODELS, Classifier, Normalize, blocks, small_cnn
 from robustviz.objectives import cross_entropy, divergence, dlr, margin, mart, mart_loss, trades, trades_loss

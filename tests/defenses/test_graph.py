@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.neighbors import NearestNeighbors
 
-from robustviz.defenses import graph
-from robustviz.defenses.graph import affinity, alone, joined, nearest
+from robustviz.defenses.wnll import graph
+from robustviz.defenses.wnll.graph import affinity, alone, joined, nearest
 from robustviz.tensors import seeded
 
 

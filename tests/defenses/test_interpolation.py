@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.sparse import csr_matrix
 
-from robustviz.defenses import affinity, interpolate, interpolation
-from robustviz.defenses.graph import joined, nearest
+from robustviz.defenses import affinity, interpolate
+from robustviz.defenses.wnll import interpolation
+from robustviz.defenses.wnll.graph import joined, nearest
 from robustviz.tensors import seeded
 
 CLASSES = 4

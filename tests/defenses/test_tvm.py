@@ -14,9 +14,10 @@ from sklearn.datasets import load_sample_images
 
 from robustviz.attacks import pgd
 from robustviz.data import ImageSet
-from robustviz.defenses import tvm, variation
-from robustviz.defenses.primal_dual import Problem
 from robustviz.defenses.tvm import TVM, augment, draw_kept, minimize_tv, total_variation, tv_energy
+from robustviz.defenses.tvm import energy as variation
+from robustviz.defenses.tvm import layer as tvm
+from robustviz.defenses.tvm.primal_dual import Problem
 from robustviz.models import small_cnn
 from robustviz.tensors import drawing, seeded
 from robustviz.types import Threat

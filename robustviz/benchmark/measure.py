@@ -1,0 +1,203 @@
+"""Measuring a trained network for the table of results: each condition is stored when it is finished."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustviz.attacks import (
+    against,
+    alone_head,
+    apgd,
+    apgd_targeted,
+    bounded,
+    carlini_wagner,
+    fmn,
+    identity_backward,
+    linear_head,
+    square,
+)
+from robustviz.benchmark.record import CARLINI_WAGNER, Condition, NetworkResults, Suite, share
+from robustviz.data import ImageSet
+from robustviz.defenses.tvm import TVM
+from robustviz.defenses.wnll.head import WNLLHead
+from robustviz.evaluation import CLEAN, evaluate
+from robustviz.models import Classifier
+from robustviz.presets import evaluation_attacks
+from robustviz.records import describe
+from robustviz.studies import attacks_on_defenses, published_view
+from robustviz.tensors import batch_dependent, seeded
+from robustviz.types import Attack, Threat
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to spend on a network.
+
+    Attributes:
+        images: Test images, drawn evenly from the classes.
+        few: The first of them, for Carlini & Wagner and for adaptive attacks through a purifier, which are slow.
+        batch_size: Images at a time; WNLL answers jointly by these batches.
+        steps: Of IFGSM and PGD.
+        ensemble_steps: Of Auto-PGD and of the fast minimum norm attack.
+        targets: Classes that targeted Auto-PGD tries.
+        square_steps: Queries of Square.
+        cw_steps: Of Carlini & Wagner, in each of `cw_search` rounds.
+        cw_search: Rounds in which the constant is searched.
+        seed: Of all random starts.
+    """
+
+    images: int = 500
+    few: int = 200
+    batch_size: int = 256
+    steps: int = 20
+    ensemble_steps: int = 50
+    targets: int = 4
+    square_steps: int = 500
+    cw_steps: int = 50
+    cw_search: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One condition to measure.
+
+    Attributes:
+        suite: Where it belongs.
+        attack: None for clean images.
+        few: On the first `Effort.few` images alone.
+        after: Attack only the images that these conditions have left right.
+        view: Turns the network into the one that is measured; None is the network itself.
+    """
+
+    suite: Suite
+    attack: Attack | None
+    few: bool = False
+    after: Sequence[str] = ()
+    view: Callable[[Any], nn.Module] | None = None
+
+
+def plans(model: Classifier, threat: Threat, effort: Effort, suites: Sequence[Suite]) -> dict[str, Plan]:
+    """What to measure on a network, by the names of the conditions; clean images always come first."""
+    view = published_view(model)
+    made: dict[str, Plan] = {CLEAN: Plan("common", None)}
+    common = evaluation_attacks(["fgsm", "ifgsm", "pgd"], threat, effort.steps)
+    common[CARLINI_WAGNER] = partial(carlini_wagner, steps=effort.cw_steps, search_steps=effort.cw_search)
+    for name, attack in common.items():
+        published = attack if view is None else partial(against, view=view, attack=attack)
+        made[name] = Plan("common", published, few=name == CARLINI_WAGNER)
+    done = [describe(plan.attack) for plan in made.values()]
+    made |= {name: plan for name, plan in _adaptive(model, threat).items() if describe(plan.attack) not in done}
+    made |= _ensemble(model, threat, effort)
+    if isinstance(model.head, WNLLHead):
+        made["clean, one at a time"] = Plan("heads", None, view=alone_head)
+        made["clean, linear head beside"] = Plan("heads", None, view=linear_head)
+    return {name: plan for name, plan in made.items() if plan.suite in suites or name == CLEAN}
+
+
+def _ensemble(model: Classifier, threat: Threat, effort: Effort) -> dict[str, Plan]:
+    """Four strong attacks, each on what those before left right, unless a batch is answered as a whole."""
+    steps = effort.ensemble_steps
+    attacks: dict[str, Attack] = {
+        "APGD": partial(apgd, threat=threat, steps=steps),
+        "APGD, targeted": partial(apgd_targeted, threat=threat, steps=steps, targets=effort.targets),
+        "FMN": partial(bounded, threat=threat, attack=partial(fmn, norm=threat.norm, steps=steps)),
+        "Square": partial(square, threat=threat, steps=effort.square_steps),
+    }
+    slow, made = isinstance(model.purify, TVM), dict[str, Plan]()
+    for name, attack in attacks.items():
+        through = partial(against, view=identity_backward, attack=attack) if slow else attack
+        before = () if batch_dependent(model) else (CLEAN, *made)
+        made[name] = Plan("ensemble", through, few=slow, after=before)
+    return made
+
+
+def _adaptive(model: Classifier, threat: Threat) -> dict[str, Plan]:
+    """Attacks made for the defenses of a network."""
+    slow = isinstance(model.purify, TVM)
+    return {name: Plan("adaptive", attack, few=slow) for name, attack in attacks_on_defenses(model, threat).items()}
+
+
+def measure_network(
+    model: Classifier,
+    results: NetworkResults,
+    test_set: ImageSet,
+    todo: Mapping[str, Plan],
+    effort: Effort,
+    *,
+    store: Callable[[NetworkResults], Any],
+    say: Callable[[str], Any] = lambda message: None,
+    on_batch: Callable[[str, int, int], Any] | None = None,
+) -> NetworkResults:
+    """Measure what is not yet in the results, or was measured with other settings.
+
+    Args:
+        model: The network, on the device of the test images.
+        results: What is known of it.
+        test_set: `Effort.images` test images.
+        todo: What to measure.
+        effort: Number of images, batch size and seed.
+        store: Called with the results after every condition.
+        say: Called with a line of text after every condition.
+        on_batch: As in `evaluate`.
+
+    Returns:
+        The results, complete.
+    """
+    for name, plan in todo.items():
+        part = test_set[: min(effort.few if plan.few else effort.images, len(test_set))]
+        attacked = torch.ones(len(part), dtype=torch.bool)
+        if plan.after:
+            attacked = torch.stack([results.conditions[before].correct[: len(part)] for before in plan.after]).all(0)
+        setting = {
+            "attack": describe(plan.attack),
+            "images": len(part),
+            "survivors of": {"conditions": list(plan.after), "checksum": _checksum(attacked)} if plan.after else None,
+            "batch_size": effort.batch_size,
+            "seed": effort.seed,
+        }
+        known = results.conditions.get(name)
+        if known is not None and known.setting == json.loads(json.dumps(setting)):
+            continue
+        started = time.perf_counter()
+        seen = model if plan.view is None else plan.view(model)
+        right, distances = _decide(name, seen, part, attacked, plan.attack, effort, on_batch)
+        keeps = distances if name == CARLINI_WAGNER else []
+        results.conditions[name] = Condition(plan.suite, setting, right, keeps, time.perf_counter() - started)
+        store(results)
+        accuracy, (low, high) = share(results.right(name))
+        seconds = results.conditions[name].seconds
+        say(f"{results.name}, {name}: {accuracy:.1%} ({low:.1%} to {high:.1%}) of {len(part)}, {seconds:.0f} s")
+    return results
+
+
+def _decide(
+    name: str,
+    model: nn.Module,
+    part: ImageSet,
+    attacked: Tensor,
+    attack: Attack | None,
+    effort: Effort,
+    on_batch: Callable[[str, int, int], Any] | None,
+) -> tuple[str, list[float]]:
+    """Attack some of the images; the others count as wrong, because an earlier attack was enough for them."""
+    right, distances = torch.zeros(len(part), dtype=torch.bool), torch.zeros(len(part))
+    if attacked.any():
+        rows = attacked.nonzero().squeeze(1)
+        images, labels = part.images[rows], part.labels[rows]
+        attacks = {} if attack is None else {name: attack}
+        settings: dict[str, Any] = {"batch_size": effort.batch_size, "on_batch": on_batch}
+        measured = evaluate(model, images, labels, attacks, generator=seeded(effort.seed), **settings)
+        right[rows], distances[rows] = measured.correct[-1, 0], measured.distances[-1]
+    return "".join("1" if decision else "0" for decision in right.tolist()), [round(d, 5) for d in distances.tolist()]
+
+
+def _checksum(mask: Tensor) -> str:
+    return hashlib.sha256(bytes(mask.tolist())).hexdigest()[:16]

@@ -1,0 +1,289 @@
+"""What the geometry of an attack is computed from: two networks, their attacks, and where these carry the images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Generator, Tensor
+
+from robustviz.attacks import against, identity_backward, ifgsm, pgd
+from robustviz.data import ImageSet
+from robustviz.defenses.assembly import has_cas
+from robustviz.defenses.tvm import TVM
+from robustviz.defenses.wnll import wnll_classifier
+from robustviz.defenses.wnll.head import WNLLHead
+from robustviz.evaluation.comparison import Contest, with_threat
+from robustviz.features import FeatureSnapshot, snapshot
+from robustviz.geometry import (
+    Course,
+    Embedding,
+    Method,
+    Trajectory,
+    course,
+    decisions_differ,
+    embed,
+    margins,
+    trace_strengths,
+)
+from robustviz.geometry.trajectories import attack_batches
+from robustviz.models import Classifier
+from robustviz.objectives import margin
+from robustviz.studies.cas import ADAPTIVE
+from robustviz.studies.wnll import wnll_contests
+from robustviz.tensors import draw_seed, seeded
+from robustviz.types import Images, Labels, PerImage, Threat
+
+SOFTMAX, WNLL = "softmax", "WNLL"
+CLEAN, PUBLISHED, STRONGEST = "clean", "published attack", "adaptive attack"
+"""Names of conditions; the adaptive attack is the strongest of all that answer the defense."""
+
+Say = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Test images in one condition.
+
+    Attributes:
+        attack: Name of the attack; empty for the clean images.
+        images: In [0, 1].
+        snapshot: Their features and the decisions of the network.
+        margin: Probability of the true class minus the best other.
+    """
+
+    attack: str
+    images: Images
+    snapshot: FeatureSnapshot
+    margin: PerImage
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A network under its published attack and under the strongest of its adaptive ones.
+
+    Attributes:
+        name: Of the network.
+        model: The network.
+        reference: Features of the clean training images.
+        ground: Features of the template of a WNLL head, None for another head.
+        conditions: By name: clean, published attack, adaptive attack.
+        ways: The same attacks over their strength, by name.
+        courses: The numbers along each way.
+    """
+
+    name: str
+    model: Classifier
+    reference: FeatureSnapshot
+    ground: FeatureSnapshot | None
+    conditions: Mapping[str, Condition]
+    ways: Mapping[str, Trajectory]
+    courses: Mapping[str, Course]
+
+    def mapped(self, method: Method, seed: int) -> Embedding:
+        """Fit a map on the reference and put conditions, template and ways on it, in one pass.
+
+        UMAP, which is slow, gets only the clean images, the adaptive attack and its way.
+        """
+        names = (STRONGEST,) if method == "umap" else (PUBLISHED, STRONGEST)
+        grounds = [] if method == "umap" or self.ground is None else [self.ground]
+        taken = [self.conditions[name].snapshot for name in (CLEAN, *names)]
+        return embed(self.reference, [*grounds, *taken, *(self.ways[name] for name in names)], method=method, seed=seed)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A network with a WNLL head beside one with a softmax, and what they make of the same test images.
+
+    Attributes:
+        softmax: Studied under its own attacks.
+        wnll: Likewise.
+        source: Image set that the template was drawn from; behind TVM the template is of their purified versions.
+        test_set: The test images.
+        threat: Of both networks' attacks.
+        differ: By "network, condition": share of these images that the two networks decide differently.
+    """
+
+    softmax: Studied
+    wnll: Studied
+    source: ImageSet
+    test_set: ImageSet
+    threat: Threat
+    differ: Mapping[str, float]
+
+
+def with_softmax(model: Classifier) -> Classifier:
+    """Return a network with the linear head beside its WNLL head, or as it is."""
+    return model.replace(head=model.head.linear) if isinstance(model.head, WNLLHead) else model
+
+
+def both_heads(model: Classifier, source: ImageSet) -> tuple[Classifier, Classifier]:
+    """Return a network with its linear head and with a WNLL head.
+
+    Args:
+        model: A WNLL head that is there stays; else one is made.
+        source: What the template of that head was drawn from, as `checkpoints.template_source` finds it; else what up
+            to 1,000 images are drawn from.
+
+    Raises:
+        ValueError: If the template that is there was drawn from other images.
+    """
+    softmax = with_softmax(model)
+    if not isinstance(model.head, WNLLHead):
+        return softmax, wnll_classifier(softmax, source, size=min(1000, len(source)))
+    if not model.head.drawn_from(source.labels):
+        raise ValueError(
+            f"source must be what the template was drawn from, but {source.name} with {len(source)} images does not "
+            "fit it; `checkpoints.template_source` finds it"
+        )
+    return softmax, model
+
+
+def contests_for(model: Classifier, steps: int) -> dict[str, Contest]:
+    """Attacks that suit a network's defenses, the published one first; a purifier is passed with BPDA."""
+    if isinstance(model.head, WNLLHead):
+        contests = wnll_contests(steps, wide=(60,))
+    else:
+        contests = {"IFGSM": Contest(partial(ifgsm, steps=steps), "published")}
+        contests |= {"PGD": Contest(partial(pgd, steps=steps))}
+        contests |= {"PGD, margin": Contest(partial(pgd, steps=steps, objective=margin))}
+        contests |= ADAPTIVE if has_cas(model) else {}
+    if isinstance(model.purify, TVM):
+        past = partial(against, view=identity_backward)
+        contests = {name: Contest(partial(past, attack=c.attack), c.kind) for name, c in contests.items()}
+    return contests
+
+
+def study(
+    name: str,
+    model: Classifier,
+    training_set: ImageSet,
+    test_set: ImageSet,
+    threat: Threat,
+    epsilons: Sequence[float],
+    *,
+    source: ImageSet | None = None,
+    layer: str = "body",
+    steps: int = 10,
+    seed: int = 0,
+) -> Studied:
+    """Attack a network, and follow its attacks over their strength.
+
+    Args:
+        name: Of the network.
+        model: With a linear or a WNLL head.
+        training_set: Clean images that the map is fitted on.
+        test_set: Images that are attacked.
+        threat: At which the conditions are compared.
+        epsilons: Strengths of the ways.
+        source: What a WNLL template was drawn from; its features are then shown too.
+        layer: Whose features are looked at.
+        steps: Of the gradient attacks.
+        seed: Of random starts.
+    """
+    images, labels = test_set.images, test_set.labels
+    reference = snapshot(model, training_set.images, training_set.labels, layer=layer, condition="training")
+    ground = None
+    if source is not None:
+        template = source[_indices(model)]
+        ground = snapshot(model, template.images, template.labels, layer=layer, condition="template")
+    contests = contests_for(model, steps)
+    first = next(iter(contests))
+    noise = draw_seed(seeded(seed))  # that of the ways
+    made = {
+        label: attack_batches(model, images, labels, with_threat(c.attack, threat), seed=noise)
+        for label, c in contests.items()
+    }
+    hardest = min(list(made)[1:], key=lambda label: _right(model, made[label], labels))
+    conditions = {
+        condition: Condition(
+            attack,
+            attacked,
+            snapshot(model, attacked, labels, layer=layer, condition=condition),
+            margins(model, attacked, labels),
+        )
+        for condition, attack, attacked in (
+            (CLEAN, "", images),
+            (PUBLISHED, first, made[first]),
+            (STRONGEST, hardest, made[hardest]),
+        )
+    }
+    ways = {
+        condition: trace_strengths(
+            model,
+            images,
+            labels,
+            partial(_at, attack=contests[conditions[condition].attack].attack),
+            epsilons,
+            layer=layer,
+            condition=f"{condition} over epsilon",
+            norm=threat.norm,
+            generator=seeded(seed),
+        )
+        for condition in (PUBLISHED, STRONGEST)
+    }
+    courses = {condition: course(reference, way, model) for condition, way in ways.items()}
+    return Studied(name, model, reference, ground, conditions, ways, courses)
+
+
+def study_pair(
+    model: Classifier,
+    training_set: ImageSet,
+    test_set: ImageSet,
+    threat: Threat,
+    epsilons: Sequence[float],
+    *,
+    pool: ImageSet | None = None,
+    beside: Classifier | None = None,
+    say: Say = lambda message: None,
+    **settings: Any,
+) -> Pair:
+    """Study a network with a softmax and with a WNLL head; arguments are those of `study`.
+
+    Args:
+        model: With a WNLL head, or one is put on it.
+        training_set: As in `study`.
+        test_set: As in `study`.
+        threat: As in `study`.
+        epsilons: As in `study`.
+        pool: What the template was drawn from, or is: the `source` of `both_heads`; None is `training_set`.
+        beside: Another network whose softmax is shown; None takes the linear head of the same network.
+        say: Called with a line of text when a network is done.
+        **settings: `layer`, `steps` and `seed`, as in `study`.
+
+    Raises:
+        ValueError: If the pool does not fit the template.
+    """
+    source = training_set if pool is None else pool
+    softmax, interpolating = both_heads(model, source)
+    softmax = softmax if beside is None else with_softmax(beside)
+    given = (training_set, test_set, threat, epsilons)
+    first = study(SOFTMAX, softmax, *given, **settings)
+    say(f"attacked the network with a softmax at {len(epsilons)} strengths")
+    second = study(WNLL, interpolating, *given, source=source, **settings)
+    say(f"attacked the network with a WNLL head at {len(epsilons)} strengths")
+    differ = {}
+    for studied in (first, second):
+        for name, condition in studied.conditions.items():
+            decided = [
+                snapshot(network, condition.images, test_set.labels, layer="head", condition=name)
+                for network in (softmax, interpolating)
+            ]
+            differ[f"{studied.name}, {name}"] = decisions_differ(*decided)
+    return Pair(first, second, source, test_set, threat, differ)
+
+
+def _at(
+    model: Classifier, images: Images, labels: Labels, /, *, attack: Any, threat: Threat, generator: Generator | None
+) -> Images:
+    """Run an attack, or an attack that is made of another one, at a threat."""
+    return with_threat(attack, threat)(model, images, labels, generator=generator)
+
+
+def _right(model: Classifier, images: Images, labels: Labels) -> float:
+    return (margins(model, images, labels) > 0).double().mean().item()
+
+
+def _indices(model: Classifier) -> Tensor:
+    head: Any = model.head
+    return head.template_indices

@@ -1,1 +1,0 @@
-"""Speed, as ratios that are measured in one run: `python -m tests.bench [NAME]`."""
