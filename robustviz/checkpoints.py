@@ -16,7 +16,7 @@ from robustviz.data import ImageSet
 from robustviz.defenses.assembly import BUILDERS
 from robustviz.defenses.wnll.head import WNLLHead
 from robustviz.models import Classifier
-from robustviz.records import RunRecord, describe, write_whole
+from robustviz.records import RunRecord, describe, write_atomic
 from robustviz.training import hold_out
 
 SHIPPED = [Path(robustviz.__file__).parent / "shipped", Path(robustviz.__file__).parents[1] / "data" / "checkpoints"]
@@ -57,7 +57,7 @@ def save(
         settings=record.settings | {"architecture": architecture},
         results=record.results | {"sha256": hashlib.sha256(content).hexdigest()},
     )
-    write_whole(path, content)
+    write_atomic(path, content)
     signed.save(path.with_suffix(".json"))
     return path
 
@@ -82,6 +82,7 @@ def load(name: Path | str) -> tuple[Classifier, RunRecord]:
     content = path.read_bytes()
     try:
         architecture = {**record.settings["architecture"]}
+        architecture.pop("revision", None)
         build = BUILDERS[architecture.pop("function")]
         signature = record.results.get("sha256")
         tensors = load_tensors(content)

@@ -1,4 +1,4 @@
-"""What was done, written down: settings read off functions and partials, and files that are whole or absent."""
+"""What was done, written down: settings read from functions and partials, and files written atomically."""
 
 import dataclasses
 import functools
@@ -7,23 +7,91 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from robustviz.distributed import processes
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+PER_CALL = ("generator", "on_step", "on_batch", "on_epoch")
+"""Keywords that differ from call to call and are no settings."""
+
+
+def revision(number: int) -> Callable[[Decorated], Decorated]:
+    """Number the revision of an attack, an objective, or the class of a defense; without this decorator it is 1.
+
+    Raise it when the algorithm is mended or a default changes: what was recorded with another revision is then
+    measured again. A new keyword whose default changes nothing needs no new revision.
+
+    Args:
+        number: The revision, from 1.
+
+    Raises:
+        ValueError: If the number is below 1.
+    """
+    if number < 1:
+        raise ValueError(f"number must be >= 1, got {number}")
+
+    def decorate(function: Decorated) -> Decorated:
+        function.revision = number  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Call:
+    """What calling a function or partial would do, arguments of the single call left out.
+
+    Attributes:
+        name: Name of the function.
+        revision: Its revision.
+        settings: Every setting that has a value, by name.
+        defaults: Default of every keyword that has one.
+    """
+
+    name: str
+    revision: int
+    settings: dict[str, Any]
+    defaults: dict[str, Any]
+
+
+def is_call(value: Any) -> bool:
+    """Whether a value is a function or a partial, which `read_call` reads."""
+    return isinstance(value, functools.partial) or inspect.isfunction(value)
+
+
+def read_call(value: Callable[..., Any]) -> Call:
+    """Read the settings of a function or (nested) partial; a default that is not overridden is a setting too."""
+    given: dict[str, Any] = {}
+    positional: tuple[Any, ...] = ()
+    while isinstance(value, functools.partial):
+        given, positional = {**value.keywords, **given}, (*value.args, *positional)
+        value = value.func
+    parameters = inspect.signature(value).parameters
+    given = dict(zip(parameters, positional, strict=False)) | given
+    keywords = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in PER_CALL
+    }
+    defaults = {name: default for name, default in keywords.items() if default is not inspect.Parameter.empty}
+    settings = {name: given.get(name, defaults.get(name)) for name in keywords if name in given or name in defaults}
+    name = getattr(value, "__name__", type(value).__name__)
+    return Call(name, getattr(value, "revision", 1), settings | given, defaults)
 
 
 def describe(value: Any) -> Any:
     """Turn settings into JSON: a function or partial becomes its name with every setting, defaults included.
 
-    So `describe(partial(pgd, steps=20))` holds the step size and the threat too, and a recorded run can be given
-    again from its record alone. Arguments that differ from call to call (model, images, labels, generator,
-    callbacks) are left out.
+    So `describe(partial(pgd, steps=20))` holds the step size and the threat too, and a recorded run can be reproduced
+    from its record alone. A `revision` other than 1 is written too. Arguments that differ from call to call (model,
+    images, labels, generator, callbacks) are left out. `robustviz.fingerprint.same` compares a description with a
+    setting of today.
 
     Args:
         value: A function, partial, dataclass, container, tensor, module, path or plain value.
@@ -33,8 +101,10 @@ def describe(value: Any) -> Any:
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, functools.partial) or inspect.isfunction(value):
-        return _describe_call(value)
+    if is_call(value):
+        call = read_call(value)
+        numbered = {} if call.revision == 1 else {"revision": call.revision}
+        return {"function": call.name, **numbered, **{name: describe(item) for name, item in call.settings.items()}}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
@@ -51,27 +121,8 @@ def describe(value: Any) -> Any:
     return str(value)
 
 
-def _describe_call(value: Any) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    positional: tuple[Any, ...] = ()
-    while isinstance(value, functools.partial):
-        given, positional = {**value.keywords, **given}, (*value.args, *positional)
-        value = value.func
-    parameters = inspect.signature(value).parameters
-    given = dict(zip(parameters, positional, strict=False)) | given
-    settings = {
-        name: given.get(name, parameter.default)
-        for name, parameter in parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("generator", "on_step", "on_batch", "on_epoch")
-    }
-    settings.update(given)
-    missing = [name for name, setting in settings.items() if setting is inspect.Parameter.empty]
-    name = getattr(value, "__name__", type(value).__name__)
-    return {"function": name, **{n: describe(s) for n, s in settings.items() if n not in missing}}
-
-
 def versions() -> dict[str, str]:
-    """Name what a result may depend on: the versions of Python, PyTorch, NumPy and this library, and the processor."""
+    """Name what a result may depend on: the versions of Python, PyTorch, NumPy and this library, and the machine."""
     found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     for package in ("robustviz", "torch", "numpy"):
         try:
@@ -81,15 +132,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_whole(path: Path | str, content: bytes | str) -> Path:
-    """Write a file that is either whole or absent: into a neighbor first, then moved into place.
+def write_atomic(path: Path | str, content: bytes | str) -> Path:
+    """Write a file that is either whole or absent: under a temporary name first, then moved into place.
 
-    A file that is there already is replaced; callers that must not do so ask before. Of several processes that work
-    together, the first one writes alone.
+    A file that is there already is replaced; callers that must not do so ask before. Every process that calls this
+    writes; where several work together, `robustviz.distributed.processes().first` says which one should.
     """
     path = Path(path)
-    if not processes().first:
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, neighbor = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -130,7 +179,7 @@ class RunRecord:
         kind: What was run, such as `"train"` or `"evaluate"`.
         settings: Every setting, as `describe` gives it.
         results: Every figure.
-        command: The command that gives it again; empty if there is none.
+        command: The command that reproduces it; empty if there is none.
         versions: As `versions` gives them.
     """
 
@@ -142,7 +191,7 @@ class RunRecord:
 
     def save(self, path: Path | str) -> Path:
         """Write the record as JSON, whole or not at all."""
-        return write_whole(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        return write_atomic(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path | str) -> "RunRecord":

@@ -13,7 +13,7 @@ from torch import nn
 from robustviz import records
 from robustviz.attacks import fgsm, pgd
 from robustviz.objectives import cross_entropy, margin
-from robustviz.records import RunRecord, describe, table, versions, write_whole
+from robustviz.records import RunRecord, describe, table, versions, write_atomic
 from robustviz.types import Threat
 
 PGD = {
@@ -104,11 +104,11 @@ def test_versions_name_what_is_installed():
     assert set(versions()) == {"python", "machine", "robustviz", "torch", "numpy"}
 
 
-def test_write_whole(tmp_path):
+def test_write_atomic(tmp_path):
     path = tmp_path / "new" / "file"
-    assert write_whole(path, "Größe") == path
+    assert write_atomic(path, "Größe") == path
     assert path.read_bytes() == "Größe".encode()
-    write_whole(path, b"\0\1")
+    write_atomic(path, b"\0\1")
     assert path.read_bytes() == b"\0\1"
     (tmp_path / "usual").touch()
     assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
@@ -125,9 +125,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, when, error):
     path.write_text("old")
     monkeypatch.setattr(*((os, "fsync") if when == "fsync" else (records.Path, "replace")), fail)
     with pytest.raises(type(error)):
-        write_whole(path, "new" * 1000)
+        write_atomic(path, "new" * 1000)
     with pytest.raises(type(error)):
-        write_whole(tmp_path / "absent", "new")
+        write_atomic(tmp_path / "absent", "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

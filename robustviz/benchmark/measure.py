@@ -1,7 +1,5 @@
 """Measuring a trained network for the table of results: each condition is stored when it is finished."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from robustviz.data import ImageSet
 from robustviz.defenses.tvm import TVM
 from robustviz.defenses.wnll.head import WNLLHead
 from robustviz.evaluation import CLEAN, evaluate
+from robustviz.fingerprint import differing, fingerprint, revisions_of
 from robustviz.models import Classifier
 from robustviz.presets import evaluation_attacks
 from robustviz.records import describe
@@ -153,29 +152,45 @@ def measure_network(
     """
     for name, plan in todo.items():
         part = test_set[: min(effort.few if plan.few else effort.images, len(test_set))]
-        attacked = torch.ones(len(part), dtype=torch.bool)
-        if plan.after:
-            attacked = torch.stack([results.conditions[before].correct[: len(part)] for before in plan.after]).all(0)
-        setting = {
-            "attack": describe(plan.attack),
-            "images": len(part),
-            "survivors of": {"conditions": list(plan.after), "checksum": _checksum(attacked)} if plan.after else None,
-            "batch_size": effort.batch_size,
-            "seed": effort.seed,
-        }
+        attacked = survivors(results, plan, len(part))
+        seen = model if plan.view is None else plan.view(model)
+        setting = setting_of(plan, seen, attacked, effort)
         known = results.conditions.get(name)
-        if known is not None and known.setting == json.loads(json.dumps(setting)):
+        if known is not None and not differing(known.setting, setting):
             continue
         started = time.perf_counter()
-        seen = model if plan.view is None else plan.view(model)
         right, distances = _decide(name, seen, part, attacked, plan.attack, effort, on_batch)
         keeps = distances if name == CARLINI_WAGNER else []
-        results.conditions[name] = Condition(plan.suite, setting, right, keeps, time.perf_counter() - started)
+        results.conditions[name] = Condition(plan.suite, describe(setting), right, keeps, time.perf_counter() - started)
         store(results)
         accuracy, (low, high) = share(results.right(name))
         seconds = results.conditions[name].seconds
         say(f"{results.name}, {name}: {accuracy:.1%} ({low:.1%} to {high:.1%}) of {len(part)}, {seconds:.0f} s")
     return results
+
+
+def survivors(results: NetworkResults, plan: Plan, count: int) -> Tensor:
+    """Which of the first `count` images a plan attacks: all, or those that the conditions before it left right."""
+    attacked = torch.ones(count, dtype=torch.bool)
+    for before in plan.after:
+        attacked &= results.conditions[before].correct[:count]
+    return attacked
+
+
+def setting_of(plan: Plan, seen: nn.Module, attacked: Tensor, effort: Effort) -> dict[str, Any]:
+    """What must mean the same for a recorded condition to count; see `robustviz.fingerprint`.
+
+    Args:
+        plan: The condition.
+        seen: The network as it is measured; revisions of its modules count, if they are not 1.
+        attacked: As `survivors` gives it.
+        effort: Batch size and seed.
+    """
+    before = {"conditions": list(plan.after), "checksum": fingerprint(attacked)[:16]} if plan.after else None
+    setting = {"attack": plan.attack, "images": len(attacked), "survivors of": before}
+    setting |= {"batch_size": effort.batch_size, "seed": effort.seed}
+    numbers = revisions_of(seen)
+    return setting | ({"revisions": numbers} if numbers else {})
 
 
 def _decide(
@@ -197,7 +212,3 @@ def _decide(
         measured = evaluate(model, images, labels, attacks, generator=seeded(effort.seed), **settings)
         right[rows], distances[rows] = measured.correct[-1, 0], measured.distances[-1]
     return "".join("1" if decision else "0" for decision in right.tolist()), [round(d, 5) for d in distances.tolist()]
-
-
-def _checksum(mask: Tensor) -> str:
-    return hashlib.sha256(bytes(mask.tolist())).hexdigest()[:16]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustviz.data import TORCHVISION_SETS, ImageSet
 from robustviz.evaluation import CLEAN, wilson
-from robustviz.records import RunRecord, describe, versions, write_whole
-from robustviz.training.state import fingerprint
+from robustviz.fingerprint import fingerprint
+from robustviz.records import RunRecord, describe, versions, write_atomic
 from robustviz.types import Threat
 
 Suite = Literal["common", "ensemble", "adaptive", "heads"]
@@ -101,7 +101,7 @@ class NetworkResults:
 
     def save(self, folder: Path) -> Path:
         """Write the record as `NAME.json`, whole or not at all."""
-        return write_whole(folder / f"{self.name}.json", json.dumps(asdict(self), indent=1) + "\n")
+        return write_atomic(folder / f"{self.name}.json", json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "NetworkResults":

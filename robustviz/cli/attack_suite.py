@@ -96,9 +96,9 @@ def attack_suite(
         say(
             f"the fast copy decided otherwise than the network on {sum(measured.settings['differing'].values())} images"
         )
-    measured.to_json(out)
     processes().wait()
     if processes().first:
+        measured.to_json(out)
         state.unlink(missing_ok=True)
     say(f"wrote {out}")
     say_luck(model, test_set, measured, seed)

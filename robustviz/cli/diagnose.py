@@ -10,7 +10,7 @@ from robustviz.cli.target import opened, retrained
 from robustviz.data import DOWNLOADS, ImageSet
 from robustviz.diagnostics import diagnose
 from robustviz.models import Classifier
-from robustviz.records import write_whole
+from robustviz.records import write_atomic
 from robustviz.studies import attacks_on_defenses
 from robustviz.tensors import seeded
 from robustviz.types import Norm
@@ -79,7 +79,7 @@ def diagnose_command(
     )
     say(found.to_text())
     if out is not None:
-        write_whole(out / "diagnosis.txt", found.to_text())
+        write_atomic(out / "diagnosis.txt", found.to_text())
         found.to_json(out / "diagnosis.json")
         command = shlex.join(["robustviz", *sys.argv[1:]])
         found.to_html(out / "index.html", title=f"Is the robustness of {checkpoint} real?", command=command)

@@ -86,7 +86,8 @@ def evaluate_command(
     if not adaptive and attacks_on_defenses(model, threat):
         say("attacks made for its defense are left out: the worst case says nothing about that defense")
     if out is not None:
-        measured.to_json(out)
+        if processes().first:
+            measured.to_json(out)
         say(f"wrote {out}")
     say_luck(model, test_set, measured, seed)
 

@@ -15,7 +15,7 @@ from robustviz.data import DOWNLOADS, load
 from robustviz.defenses import WNLLHead
 from robustviz.geometry import NEIGHBORS, Embedding, Separation, separation_rows
 from robustviz.models import Classifier
-from robustviz.records import RunRecord, describe, table, write_whole
+from robustviz.records import RunRecord, describe, table, write_atomic
 from robustviz.studies.geometry import Pair, study_pair
 from robustviz.types import Norm
 
@@ -129,11 +129,11 @@ def write_results(out: Path, pair: Pair, maps: dict[str, Embedding], settings: d
     title, lead = "Where attacks carry images", f"The feature space of {settings['checkpoint']}, clean and attacked."
     page = write_report(out / "index.html", title, lead, sections, record)
     record.save(out / "record.json")
-    write_whole(out / "numbers.json", json.dumps(numbers, indent=2) + "\n")
+    write_atomic(out / "numbers.json", json.dumps(numbers, indent=2) + "\n")
     grid = table(*separation_rows([Separation(**row) for row in numbers["conditions"]]))
     differ = [[name, f"{share:.1%}"] for name, share in pair.differ.items()]
     differing = table(["images", "decided differently by the two networks"], differ)
-    write_whole(out / "numbers.md", f"{grid}\n\n{differing}\n")
+    write_atomic(out / "numbers.md", f"{grid}\n\n{differing}\n")
     for name, embedding in maps.items():
         embedding.save(out / f"map-{name.lower()}.safetensors")
     for name, way in pair.wnll.ways.items():

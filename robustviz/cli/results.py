@@ -5,14 +5,14 @@ from pathlib import Path
 from robustviz import checkpoints as stored
 from robustviz.benchmark.measure import Effort, measure_network, plans
 from robustviz.benchmark.page import TITLE, read_results, write_page
-from robustviz.benchmark.record import Suite, known_results
+from robustviz.benchmark.record import NetworkResults, Suite, known_results
 from robustviz.cli.app import Count, Seed, app, say, writable
 from robustviz.cli.evaluate import progress
 from robustviz.cli.target import called, opened, retrained
 from robustviz.data import DOWNLOADS, TORCHVISION_SETS
 from robustviz.distributed import processes
 from robustviz.presets import stem, usual_threat
-from robustviz.records import RunRecord, write_whole
+from robustviz.records import RunRecord, write_atomic
 
 SUITES: tuple[Suite, ...] = ("common", "heads", "adaptive", "ensemble")
 
@@ -100,7 +100,7 @@ def results(
             _measure(name, data, effort, suites, device, root, out, force)
     processes().wait()
     if processes().first:
-        write_whole(page, write_page(read_results(out)))
+        write_atomic(page, write_page(read_results(out)))
     say(f"wrote {page}")
 
 
@@ -115,7 +115,10 @@ def _measure(
     known = known_results(label, record, test_set, pictures, threat, radius, out, force=force)
     say(f"{label}: {len(test_set)} test images of {test_set.name}, {len(known.conditions)} conditions known")
     todo = plans(model, threat, effort, suites)
+
+    def store(found: NetworkResults) -> None:
+        if processes().first:
+            found.save(out)
+
     with progress() as advance:
-        measure_network(
-            model, known, test_set, todo, effort, store=lambda found: found.save(out), say=say, on_batch=advance
-        )
+        measure_network(model, known, test_set, todo, effort, store=store, say=say, on_batch=advance)

@@ -190,9 +190,10 @@ def train(
     }
     results = {"accuracy": measured.accuracy(), "worst_case": measured.worst_case(), "epochs": describe(hardened.logs)}
     record = RunRecord("train", settings, results, command=shlex.join(["robustviz", *sys.argv[1:]]))
-    stored.save(weights, hardened.model, hardened.build, record, force=True)
-    for file in state_files(state) if processes().first else ():
-        file.unlink(missing_ok=True)
+    if processes().first:
+        stored.save(weights, hardened.model, hardened.build, record, force=True)
+        for file in state_files(state):
+            file.unlink(missing_ok=True)
     say(f"\n{measured.to_markdown()}")
     say_luck(hardened.model, test_set, measured, seed)
     say(f"\nwrote {weights}; attack it with: robustviz evaluate {out}")

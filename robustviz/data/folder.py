@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from robustviz.records import write_whole
+from robustviz.records import write_atomic
 from robustviz.types import Labels
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -39,7 +39,7 @@ def read_folder(
     if pixels is None:
         pixels = _read_pictures(files, workers)
         if kept is not None:
-            write_whole(kept, save({"pixels": pixels}))
+            write_atomic(kept, save({"pixels": pixels}))
     return pixels, torch.tensor(labels), classes, [file.relative_to(root).as_posix() for file in files]
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from robustviz.pages.report import Grid, Section, write_report
-from robustviz.records import RunRecord, table, write_whole
+from robustviz.records import RunRecord, table, write_atomic
 
 Verdict = Literal["pass", "doubtful", "fail", "not run"]
 Overall = Literal["real", "doubtful", "not real"]
@@ -161,7 +161,7 @@ class Diagnosis:
         """Give everything as JSON, and write it to a file if one is named."""
         text = json.dumps({"verdict": self.verdict, **asdict(self)}, indent=2) + "\n"
         if path is not None:
-            write_whole(path, text)
+            write_atomic(path, text)
         return text
 
     @classmethod

@@ -13,7 +13,7 @@ from torch import nn
 
 from robustviz.data import ImageSet
 from robustviz.evaluation import CLEAN, RobustnessTable, evaluate
-from robustviz.records import describe, table, versions, write_whole
+from robustviz.records import describe, table, versions, write_atomic
 from robustviz.tensors import seeded
 from robustviz.types import Attack, Norm, Threat
 
@@ -104,7 +104,7 @@ class Comparison:
 
     def save(self, path: Path | str) -> Path:
         """Write the comparison as JSON, whole or not at all."""
-        return write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
+        return write_atomic(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path | str) -> "Comparison":

@@ -12,8 +12,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from robustviz.distributed import processes
-from robustviz.evaluation.state import Tally, fingerprint
+from robustviz.evaluation.state import Tally
 from robustviz.evaluation.table import CLEAN, RobustnessTable, wilson
+from robustviz.fingerprint import fingerprint
 from robustviz.networks.folding import folded
 from robustviz.records import describe
 from robustviz.tensors import batch_dependent, check_images, check_labels, draw_seed, drawing, evaluating, norms, seeded
@@ -77,7 +78,7 @@ def evaluate(
         "seed": draw_seed(generator),
     }
     conditions = (CLEAN, *attacks)
-    known = {"order of attacks": conditions} | settings
+    known = settings | {"order of attacks": conditions, "attacks": dict(attacks)}
     if resume is not None:
         known |= {
             "model": fingerprint(model, dict(attacks)),

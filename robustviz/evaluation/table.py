@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from robustviz.records import table, write_whole
+from robustviz.records import table, write_atomic
 from robustviz.types import Labels
 
 CLEAN = "clean"
@@ -112,7 +112,7 @@ class RobustnessTable:
         }
         text = json.dumps(content)
         if path is not None:
-            write_whole(path, text)
+            write_atomic(path, text)
         return text
 
     @classmethod

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from robustviz.records import write_whole
+from robustviz.records import write_atomic
 
 
 def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Path:
@@ -28,7 +28,7 @@ def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, Tensor], sett
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path}")
     header = {"robustviz": json.dumps({"kind": kind, **settings})}
-    return write_whole(path, save({name: a.detach().cpu().contiguous().clone() for name, a in arrays.items()}, header))
+    return write_atomic(path, save({name: a.detach().cpu().contiguous().clone() for name, a in arrays.items()}, header))
 
 
 def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustviz.records import RunRecord, write_whole
+from robustviz.records import RunRecord, write_atomic
 
 _DOTS_PER_INCH = 144
 
@@ -74,6 +74,6 @@ def write_report(path: Path | str, title: str, lead: str, sections: Sequence[Sec
     source = Path(__file__).with_name("report.html").read_text()
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
     for picture in (picture for section in sections for picture in section.pictures):
-        write_whole(Path(path).with_name(f"{picture.name}.png"), base64.b64decode(picture.png))
+        write_atomic(Path(path).with_name(f"{picture.name}.png"), base64.b64decode(picture.png))
     settings = json.dumps({"versions": record.versions, **record.settings}, indent=2)
-    return write_whole(path, template.render(title=title, lead=lead, sections=sections, settings=settings) + "\n")
+    return write_atomic(path, template.render(title=title, lead=lead, sections=sections, settings=settings) + "\n")

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,14 @@ from tqdm.auto import tqdm
 
 from robustviz.data import augment, stratified
 from robustviz.distributed import Processes, processes
-from robustviz.evaluation.state import settings_of
+from robustviz.fingerprint import fingerprint, settings_of
 from robustviz.objectives import cross_entropy
-from robustviz.records import describe
 from robustviz.tensors import check_images, check_labels, drawing, evaluating, seeded
 from robustviz.training.config import Precision, Schedule, TrainConfig, bf16_pays, learning_rate
-from robustviz.training.state import EpochLog, TrainingState, fingerprint
+from robustviz.training.state import EpochLog, TrainingState
 from robustviz.types import Attack, Images, Labels, Objective, PerImage
 
-__all__ = ["Precision", "Schedule", "TrainConfig", "bf16_pays", "fingerprint", "hold_out", "learning_rate", "train"]
+__all__ = ["Precision", "Schedule", "TrainConfig", "bf16_pays", "hold_out", "learning_rate", "train"]
 
 
 def train(
@@ -85,9 +84,9 @@ def train(
         trainable, config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
     )
     kept, held = hold_out(labels, validation)
-    settings = {"config": asdict(config), "objective": describe(objective), "attack": describe(attack)}
+    settings: dict[str, Any] = {"config": config, "objective": objective, "attack": attack}
     settings |= {
-        "monitor": describe(monitor),
+        "monitor": monitor,
         "data": fingerprint(images, labels),
         "validation": validation.tolist() if isinstance(validation, Tensor) else validation,
         "start": origin,

@@ -1,6 +1,5 @@
 """The state of a training run on disk: weights, best weights, momentum and logs in one safetensors file."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from robustviz.records import write_whole
-from robustviz.types import Images, Labels
+from robustviz.distributed import processes
+from robustviz.fingerprint import check_same
+from robustviz.records import describe, write_atomic
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TrainingState:
     Args:
         model: The model in training.
         optimizer: Its optimizer; only momentum is kept, because every learning rate follows from the settings.
-        settings: What must be the same for a run to go on.
+        settings: What must mean the same for a run to go on: functions and values, not their descriptions.
         path: File to keep the state in; None keeps it in memory alone.
     """
 
@@ -77,23 +77,18 @@ class TrainingState:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"{self.path} is damaged or no training state ({error}); remove it to start anew"
+                f"{self.path} is damaged or not a training state ({error}); remove it to start again"
             ) from error
-        now = json.loads(json.dumps(self.settings))
+        before = stored["settings"]
         for name in ("start", "model"):
-            stored["settings"].setdefault(name, now[name])  # older states do not say
-        if (began := stored["settings"]["start"]) != now["start"]:
-            began, wanted = (name or "new weights" for name in (began, now["start"]))
+            before.setdefault(name, self.settings[name])  # older states do not say
+        if (began := before["start"]) != self.settings["start"]:
+            began, wanted = (name or "new weights" for name in (began, self.settings["start"]))
             raise ValueError(
                 f"{self.path} belongs to a run that began with {began}, not with {wanted}; "
-                "start from the same, or remove it to start anew"
+                "start from the same, or remove it to start again"
             )
-        if stored["settings"] != now:
-            changed = sorted(k for k in now | stored["settings"] if now.get(k) != stored["settings"].get(k))
-            raise ValueError(
-                f"{self.path} belongs to a run with another {' and '.join(changed)}; "
-                "use the settings it was started with, or remove it to start anew"
-            )
+        check_same(self.path, before, self.settings, "a run")
         try:
             self.model.load_state_dict(_part(tensors, "model"))
         except RuntimeError as error:
@@ -110,7 +105,7 @@ class TrainingState:
         weights = {name: _packed(tensor) for name, tensor in self.model.state_dict().items()}
         if logs[-1].chosen:
             self.best = weights
-        if self.path is None:
+        if self.path is None or not processes().first:
             return
         momenta = {
             str(index): _packed(buffer)
@@ -119,8 +114,8 @@ class TrainingState:
         }
         parts = {"model": weights, "best": self.best, "momentum": momenta}
         tensors = {f"{part}/{name}": tensor.clone() for part, named in parts.items() for name, tensor in named.items()}
-        header = json.dumps({"settings": self.settings, "logs": [asdict(log) for log in logs]})
-        write_whole(self.path, save(tensors, {"robustviz": header}))
+        header = json.dumps({"settings": describe(self.settings), "logs": [asdict(log) for log in logs]})
+        write_atomic(self.path, save(tensors, {"robustviz": header}))
 
     def load_best(self) -> None:
         """Put the weights of the best epoch into the model."""
@@ -130,16 +125,8 @@ class TrainingState:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
-def fingerprint(images: Images, labels: Labels) -> str:
-    """Tell data sets apart: a checksum of shape, pixels and labels."""
-    key = hashlib.sha256(str(tuple(images.shape)).encode())
-    for tensor in (images, labels):
-        key.update(tensor.detach().cpu().contiguous().numpy().data)
-    return key.hexdigest()
-
-
 def _packed(tensor: Tensor) -> Tensor:
-    """Copy a tensor to the processor's memory in plain order, as safetensors wants it."""
+    """Copy a tensor to the memory of the CPU in plain order, as safetensors wants it."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 

@@ -3,7 +3,9 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +15,15 @@ from scipy.stats import ttest_1samp
 from robustviz import checkpoints, cli
 from robustviz.attacks import carlini_wagner, fgsm
 from robustviz.benchmark.claims import RULE, Claim, claims, difference, verdict
-from robustviz.benchmark.measure import Effort, measure_network, plans
+from robustviz.benchmark.measure import Effort, measure_network, plans, setting_of, survivors
 from robustviz.benchmark.page import cost, write_page
 from robustviz.benchmark.record import Condition, NetworkResults, how_trained, known_results
 from robustviz.data import digits
-from robustviz.evaluation import evaluate, wilson
+from robustviz.evaluation import CLEAN, evaluate, wilson
+from robustviz.fingerprint import differing
+from robustviz.models import Normalize
+from robustviz.objectives import cross_entropy
+from robustviz.records import revision
 from robustviz.tensors import seeded
 from robustviz.types import Threat
 
@@ -83,6 +89,55 @@ def test_nothing_is_measured_twice(tmp_path):
     assert {name: entry.right for name, entry in back.conditions.items()} == {
         name: entry.right for name, entry in first.conditions.items()
     }
+
+
+def remeasured(folder, **changed):
+    """Conditions that are measured again once attacks of the plans are replaced."""
+    model, test_set, known = opened("digits-standard", folder)
+    todo = plans(model, THREAT, TINY, ("common",))
+    todo = {name: replace(plan, attack=changed.get(name, plan.attack)) for name, plan in todo.items()}
+    done = []
+    measure_network(model, known, test_set, todo, TINY, store=lambda results: None, say=done.append)
+    return [line.split(":")[0].split(", ", 1)[1] for line in done]
+
+
+def test_a_new_keyword_leaves_conditions_valid_and_a_revision_makes_its_own_stale(tmp_path):
+    def grown(model, images, labels, /, *, threat, objective=cross_entropy, targeted=False, width=1, generator=None):
+        return fgsm(model, images, labels, threat=threat, objective=objective, targeted=targeted)
+
+    grown.__name__ = "fgsm"
+    measured("digits-standard", tmp_path)
+    assert remeasured(tmp_path) == []
+    assert remeasured(tmp_path, FGSM=partial(grown, threat=THREAT)) == []
+    assert remeasured(tmp_path, FGSM=partial(grown, threat=THREAT, width=2)) == ["FGSM"]
+    assert remeasured(tmp_path, FGSM=partial(revision(2)(grown), threat=THREAT)) == ["FGSM"]
+
+
+def test_a_revision_of_a_defense_makes_every_condition_of_its_networks_stale(tmp_path, monkeypatch):
+    measured("digits-standard", tmp_path)
+    monkeypatch.setattr(Normalize, "revision", 2, raising=False)
+    assert remeasured(tmp_path) == ["clean", "FGSM", "IFGSM-2", "PGD-2", "CW-L2"]
+
+
+SHIPPED_RESULTS = [
+    file
+    for file in sorted((Path(__file__).parents[2] / "data" / "results" / "cifar10").glob("*.json"))
+    if file.stem in checkpoints.shipped()
+]
+
+
+@pytest.mark.parametrize("file", SHIPPED_RESULTS, ids=lambda file: file.stem)
+def test_nothing_that_is_shipped_is_measured_again(file):
+    """Settings of every shipped condition mean what today's plan would do."""
+    results, (model, record) = NetworkResults.load(file), checkpoints.load(file.stem)
+    assert results.identity["weights"] == record.results["sha256"]
+    threat = Threat(results.threat["norm"], results.threat["epsilon"])
+    todo = plans(model, threat, Effort(), ("common", "heads", "adaptive", "ensemble"))
+    assert set(results.conditions) - {CLEAN}
+    for name, condition in results.conditions.items():
+        seen = model if todo[name].view is None else todo[name].view(model)
+        attacked = survivors(results, todo[name], condition.setting["images"])
+        assert differing(condition.setting, setting_of(todo[name], seen, attacked, Effort())) == [], name
 
 
 @pytest.mark.parametrize("field", ["weights", "images"])

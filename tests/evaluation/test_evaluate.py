@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import nn
 
-from robustviz import checkpoints, evaluation
+from robustviz import checkpoints
 from robustviz.attacks import against, bounded, carlini_wagner, fgsm, ifgsm, pgd, random_noise, soft_mask, transfer
 from robustviz.data import digits as digits_data
 from robustviz.defenses.tvm import TVM
@@ -445,7 +446,7 @@ def test_a_file_of_another_evaluation_is_refused(digits, digits_net, tmp_path):
     ):
         given_ = {"model": digits_net, "images": images, "labels": labels, "attacks": attacks} | settings | change
         model, pictures, classes, made = (given_.pop(name) for name in ("model", "images", "labels", "attacks"))
-        with pytest.raises(ValueError, match=f"{file} belongs to an evaluation with {words}.*remove it to start anew"):
+        with pytest.raises(ValueError, match=f"{file} belongs to an evaluation with {words}.*remove it to start again"):
             evaluate(model, pictures, classes, made, resume=file, **given_)
 
 
@@ -482,7 +483,7 @@ def test_an_evaluation_of_another_purifier_is_refused(digits, digits_net, tmp_pa
 def test_a_damaged_file_is_refused(digits, digits_net, tmp_path, text):
     file = tmp_path / "state.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"is damaged or no unfinished evaluation.*remove it to start anew"):
+    with pytest.raises(ValueError, match=r"is damaged or not an unfinished evaluation.*remove it to start again"):
         evaluate(digits_net, digits[0][:5], digits[1][:5], {}, resume=file)
 
 
@@ -529,7 +530,7 @@ def test_what_fools_only_the_copy_is_attacked_again_on_the_model(digits, digits_
         def forward(self, images):
             return -self.model(images)
 
-    monkeypatch.setattr(evaluation, "folded", lambda model, precision: Wrong(model))
+    monkeypatch.setattr(import_module("robustviz.evaluation.evaluate"), "folded", lambda model, precision: Wrong(model))
     images, labels = (part[:100] for part in digits)
     attacks = {"PGD": partial(pgd, threat=Threat("linf", 0.06), steps=4, early_exit=True, random_start=False)}
     table, plain = (evaluate(digits_net, images, labels, attacks, fast=fast) for fast in (True, False))

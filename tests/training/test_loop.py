@@ -537,11 +537,11 @@ def test_a_damaged_state_is_refused(some, state):
     content = state.read_bytes()
     for damaged in (b"", b"{}", content[: len(content) // 2], content[:-1], b"\x10" + content[1:]):
         state.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"run.state is damaged or no training state.*remove it to start anew"):
+        with pytest.raises(ValueError, match=r"run.state is damaged or not a training state.*remove it to start again"):
             train(small(), *some, FAST, attack=partial(fgsm, threat=THREAT), resume=state)
     for metadata in (None, {"other": "1"}, {"robustviz": "{"}):
         save_file({"weight": torch.zeros(1)}, state, metadata)
-        with pytest.raises(ValueError, match=r"run.state is damaged or no training state"):
+        with pytest.raises(ValueError, match=r"run.state is damaged or not a training state"):
             train(small(), *some, FAST, resume=state)
 
 

@@ -25,7 +25,7 @@ from robustviz.data import ImageSet
 from robustviz.defenses.tvm import energy as variation
 from robustviz.defenses.tvm import primal_dual
 from robustviz.defenses.tvm.energy import TVStep, check_settings, draw_kept, minimize_tv, total_variation, tv_energy
-from robustviz.records import versions, write_whole
+from robustviz.records import versions, write_atomic
 from robustviz.tensors import draw_seed, seeded
 from robustviz.types import Images
 
@@ -159,5 +159,5 @@ def _purified(images: Images, purifier: TVM, seed: int, part: str, folder: Path 
             made.append(minimize_tv(some, **purifier.settings, generator=seeded(seed, batch)))
     result = torch.cat(made)
     if path is not None:
-        write_whole(path, save({"images": result.cpu().contiguous()}, metadata={"settings": description}))
+        write_atomic(path, save({"images": result.cpu().contiguous()}, metadata={"settings": description}))
     return result
