@@ -8,8 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from robustviz.types import Images, Labels, PerImage, Threat
+from robustviz.types import Images, Labels, Logits, PerImage, Threat
+
+FORGIVEN = 1e-3 / 255
+"""By how much rounding may carry a pixel out of its bounds: a thousandth of a gray level."""
 
 
 def per_image(values: Float[Tensor, "n"], like: Float[Tensor, "n ..."]) -> Tensor:
@@ -17,25 +21,49 @@ def per_image(values: Float[Tensor, "n"], like: Float[Tensor, "n ..."]) -> Tenso
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
+def wide(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return half precision (float16, bfloat16) as float32, so that small differences survive; others as they are."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
 def norms(perturbation: Float[Tensor, "n ..."], norm: str) -> PerImage:
     """Length of each perturbation, in pixel units: the largest change (`"linf"`) or the Euclidean length (`"l2"`)."""
-    flat = perturbation.flatten(1)
+    flat = wide(perturbation).flatten(1)
     return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
 
 
-def project(images: Images, attacked: Images, threat: Threat) -> Images:
+def distances(images: Images, attacked: Images, norm: str) -> PerImage:
+    """Distance of each attacked image from its image, in pixel units; half precision is subtracted in float32."""
+    return norms(wide(attacked) - wide(images), norm)
+
+
+def project(images: Images, attacked: Float[Tensor, "n c h w"], threat: Threat) -> Images:
     """Return the nearest point to `attacked` in the threat's ball around `images`, then clip it to [0, 1].
 
     The ball is applied to the difference and not through precomputed bounds: clamping to `images - epsilon` and
-    `images + epsilon` rounds differently and drifts away from what other libraries compute.
+    `images + epsilon` rounds differently and drifts away from what other libraries compute. Images of half precision
+    are projected in float32, and each pixel is then rounded towards the image, so that none leaves the ball.
     """
-    perturbation = attacked - images
+    clean = wide(images)
+    perturbation = wide(attacked) - clean
     if threat.norm == "linf":
         perturbation = perturbation.clamp(-threat.epsilon, threat.epsilon)
     else:
         length = norms(perturbation, "l2").clamp_min(torch.finfo(images.dtype).tiny)
         perturbation = perturbation * per_image((threat.epsilon / length).clamp_max(1), perturbation)
-    return (images + perturbation).clamp(0, 1)
+    nearest = (clean + perturbation).clamp(0, 1)
+    return nearest if images.dtype.itemsize >= 4 else _rounded_inwards(images, nearest)
+
+
+def _rounded_inwards(images: Images, points: Float[Tensor, "n c h w"]) -> Images:
+    """Round points to the images' half precision; a pixel that this moves outwards takes the next number inwards.
+
+    Numbers >= 0 of a floating-point type are ordered as their bit patterns are, so the next one is one bit away.
+    """
+    rounded = points.to(images.dtype)
+    outwards = (wide(rounded) - wide(images)).abs() > (points - wide(images)).abs()
+    step = torch.where(images > rounded, 1, -1).to(torch.int16)
+    return torch.where(outwards, (rounded.view(torch.int16) + step).view(images.dtype), rounded)
 
 
 def seeded(*seeds: int) -> Generator:
@@ -53,9 +81,55 @@ def draw_seed(generator: Generator | None) -> int:
     return 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
-def batch_dependent(model: nn.Module) -> bool:
-    """Tell whether the answer for one image depends on the other images of its batch."""
-    return any(getattr(module, "batch_dependent", False) for module in model.modules())
+def batch_dependent(model: nn.Module, images: Images | None = None) -> bool:
+    """Tell whether the answer for one image depends on the other images of its batch.
+
+    A module says so of itself by `batch_dependent = True`; batch norm without running statistics is known. Any other
+    kind is found by asking, if there are images to ask with.
+
+    Args:
+        model: The model, left as it is.
+        images: Images in [0, 1]. The first of them is passed through the model beside itself and beside its negative,
+            both times with the same random draws; four images in two passes.
+
+    Returns:
+        Whether it depends; also True if the model cannot answer two images, because it wants a batch of one size.
+
+    Raises:
+        TypeError: If the model is not a `torch.nn.Module`.
+    """
+    check_model(model)
+    if any(getattr(module, "batch_dependent", False) or _counts_the_batch(module) for module in model.modules()):
+        return True
+    return images is not None and _answers_jointly(model, images[:1])
+
+
+def stochastic(model: nn.Module) -> bool:
+    """Tell whether a module of the model draws at random (`stochastic = True`); see `drawing`."""
+    return any(getattr(module, "stochastic", False) for module in model.modules())
+
+
+def _counts_the_batch(module: nn.Module) -> bool:
+    """Whether a module is batch norm that has no running statistics, and so uses those of the batch at all times."""
+    return isinstance(module, _BatchNorm) and module.running_mean is None and module.running_var is None
+
+
+@torch.no_grad()
+def _answers_jointly(model: nn.Module, image: Float[Tensor, "1 c h w"]) -> bool:
+    """Whether the answer for an image differs beside itself and beside its negative, by more than rounding."""
+    answers = []
+    streams = [torch.default_generator, *([torch.cuda.default_generators[image.get_device()]] if image.is_cuda else [])]
+    with evaluating(model), torch.random.fork_rng([image.device] if image.is_cuda else []):
+        for other in (image, 1 - image):
+            for stream in streams:
+                stream.manual_seed(0)
+            with drawing(model, seeded(0)):
+                try:
+                    answers.append(wide(logits_of(model, torch.cat([image, other]))[0]))
+                except (RuntimeError, ValueError):
+                    return True
+    least = min(torch.finfo(image.dtype).eps ** 0.5, 0.1) * answers[0].abs().amax()
+    return bool((answers[0] - answers[1]).abs().amax() > least)
 
 
 @contextmanager
@@ -64,7 +138,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Every submodule gets its own mode back and every parameter its own `requires_grad`, also after an error, so
     a network that is partly frozen stays so.
+
+    Raises:
+        TypeError: If the model is not a `torch.nn.Module`.
     """
+    check_model(model)
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
@@ -95,6 +173,77 @@ def drawing(model: nn.Module, generator: Generator | None) -> Iterator[None]:
     finally:
         for module, previous in zip(modules, before, strict=True):
             module.generator = previous
+
+
+def logits_of(model: nn.Module, images: Images) -> Logits:
+    """Pass a copy of the images through the model, which may write into it, and check what comes out.
+
+    Raises:
+        ValueError: See `check_logits`.
+    """
+    return check_logits(model(images.clone()), len(images))
+
+
+def check_logits(output: Any, count: int) -> Logits:
+    """Return what a model answered for `count` images, if it is logits.
+
+    Raises:
+        ValueError: If it is not a floating-point tensor (count, classes) with at least two classes.
+    """
+    if not isinstance(output, Tensor):
+        remedy = "wrap it in a module that returns the tensor of logits alone"
+        raise ValueError(f"model must return logits of shape ({count}, classes), got {type(output).__name__}; {remedy}")
+    if output.dim() != 2 or len(output) != count:
+        raise ValueError(f"model must return logits of shape ({count}, classes), got {tuple(output.shape)}")
+    if not output.is_floating_point():
+        raise ValueError(f"model must return floating-point logits, got {output.dtype}")
+    if output.shape[1] < 2:
+        raise ValueError(
+            f"model must return a logit for each of at least two classes, got shape {tuple(output.shape)}; a network "
+            "with one logit z decides between the logits (0, z): return torch.cat([torch.zeros_like(z), z], 1)"
+        )
+    return output
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is not a module.
+
+    Raises:
+        TypeError: With the type and the remedy.
+    """
+    if not isinstance(model, nn.Module):
+        remedy = "call a function in the forward method of a module"
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; {remedy}")
+
+
+def check_attacked(images: Images, attacked: Any, threat: Threat | None = None) -> None:
+    """Refuse what an attack may not return: another shape, NaN, pixels outside [0, 1], points outside the ball.
+
+    Args:
+        images: The images that were attacked.
+        attacked: What the attack made of them.
+        threat: The ball; None checks all but this. A thousandth of a gray level is forgiven, for rounding.
+
+    Raises:
+        TypeError: If it is not a floating-point tensor.
+        ValueError: If it is out of shape or range; with the rule, the value and the remedy.
+    """
+    if not isinstance(attacked, Tensor) or not attacked.is_floating_point():
+        kind = attacked.dtype if isinstance(attacked, Tensor) else type(attacked).__name__
+        raise TypeError(f"attacked images must be a floating-point tensor, got {kind}")
+    if attacked.shape != images.shape:
+        raise ValueError(f"attacked images must have the shape {tuple(images.shape)}, got {tuple(attacked.shape)}")
+    if not attacked.numel():
+        return
+    low, high = (bound.item() for bound in wide(attacked.detach()).aminmax())
+    if not (low >= -FORGIVEN and high <= 1 + FORGIVEN):
+        raise ValueError(f"attacked images must lie in [0, 1], but reach from {low:.4g} to {high:.4g}; clip them")
+    farthest = 0.0 if threat is None else distances(images, attacked.detach(), threat.norm).max().item()
+    if threat is not None and farthest > threat.epsilon * (1 + 1e-4) + FORGIVEN:
+        raise ValueError(
+            f"attacked images must lie within {threat.norm} distance {threat.epsilon:.4g} of the images, but one is at "
+            f"{farthest:.4g}; project them (tensors.project), or wrap the attack in attacks.bounded"
+        )
 
 
 def check_images(images: Any, labels: Any = None, *, classes: int | None = None) -> None:

@@ -8,21 +8,28 @@ from torch import nn
 
 from robustviz.tensors import (
     batch_dependent,
+    check_attacked,
     check_images,
     check_labels,
+    check_logits,
+    check_model,
+    distances,
     draw_seed,
     drawing,
     evaluating,
+    logits_of,
     norms,
     per_image,
     project,
     seeded,
+    stochastic,
 )
 from robustviz.types import Threat
 
 seeds = st.integers(0, 2**32 - 1)
 threats = st.builds(Threat, st.sampled_from(["linf", "l2"]), st.floats(0, 3))
 dtypes = st.sampled_from([torch.float32, torch.float64])
+half_types = st.sampled_from([torch.float16, torch.bfloat16])
 
 
 def draw(seed, dtype=torch.float64, spread=1.0):
@@ -44,6 +51,20 @@ def test_project_lands_in_ball_and_box(seed, threat, dtype, spread):
     assert nearest.min() >= 0
     assert nearest.max() <= 1
     assert norms(nearest - images, threat.norm).max() <= threat.epsilon + slack(dtype)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seeds, st.sampled_from(["linf", "l2"]), st.floats(1e-3, 0.3), half_types)
+def test_project_in_half_precision_rounds_inwards(seed, norm, epsilon, dtype):
+    """Not a bit outside the ball, and each pixel within one number of the exact projection."""
+    images, attacked = (points.clamp(0, 1).to(dtype) for points in draw(seed))
+    threat = Threat(norm, epsilon)
+    nearest = project(images, attacked, threat)
+    assert nearest.dtype == dtype
+    assert norms(nearest.double() - images.double(), norm).max() <= threat.epsilon * (1 + 1e-6)
+    exact = project(images.double(), attacked.double(), threat)
+    assert ((nearest.double() - exact).abs() <= torch.finfo(dtype).eps * exact.clamp_min(1e-3)).all()
+    assert torch.equal(project(images, images, threat), images)
 
 
 @settings(max_examples=50, deadline=None)
@@ -120,6 +141,129 @@ class Marked(nn.Module):
 def test_batch_dependent_looks_inside():
     assert not batch_dependent(nn.Sequential(nn.Linear(2, 2)))
     assert batch_dependent(nn.Sequential(nn.Linear(2, 2), nn.Sequential(Marked())))
+
+
+class Functional(nn.Module):
+    """Batch statistics that no module tells of."""
+
+    def forward(self, images):
+        logits = images.flatten(1)
+        return logits - logits.mean(0)
+
+
+class Drawing(nn.Module):
+    """Random answers that do not depend on the batch."""
+
+    stochastic, generator = True, None
+
+    def forward(self, images):
+        own = torch.rand(images.shape, generator=self.generator) + torch.rand(images.shape)
+        return (images + own).flatten(1)
+
+
+class OneSize(nn.Module):
+    def forward(self, images):
+        return images.view(5, 4)
+
+
+PLAIN = nn.Flatten()
+NETWORKS = {
+    "plain": (PLAIN, False, False),
+    "declared": (nn.Sequential(PLAIN, Marked()), True, True),
+    "batch norm": (nn.Sequential(nn.BatchNorm2d(1), PLAIN), False, False),
+    "batch norm without statistics": (nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), PLAIN), True, True),
+    "instance norm": (nn.Sequential(nn.InstanceNorm2d(1), PLAIN), False, False),
+    "hidden": (Functional(), False, True),
+    "random": (Drawing(), False, False),
+    "dropout": (nn.Sequential(PLAIN, nn.Dropout()), False, False),
+    "one size": (OneSize(), False, True),
+}
+
+
+@pytest.mark.parametrize(("net", "declared", "found"), NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_batch_dependence_is_found_by_asking(net, declared, found, dtype):
+    images = torch.rand(5, 1, 2, 2, generator=seeded(0)).to(dtype)
+    before = torch.get_rng_state()
+    assert batch_dependent(net.to(dtype)) == declared
+    assert batch_dependent(net, images) == found
+    assert torch.equal(torch.get_rng_state(), before)
+    assert net.training
+
+
+def test_stochastic_looks_inside():
+    assert not stochastic(nn.Sequential(nn.Dropout()))
+    assert stochastic(nn.Sequential(nn.ReLU(), nn.Sequential(Drawing())))
+
+
+class Halving(nn.Module):
+    """Writes into what it is given."""
+
+    def forward(self, images):
+        return images.mul_(0.5).flatten(1)
+
+
+def test_logits_of_keeps_the_images():
+    images = torch.ones(2, 1, 2, 2)
+    assert logits_of(Halving(), images).tolist() == [[0.5] * 4] * 2
+    assert images.min() == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ({"logits": torch.zeros(2, 3)}, r"logits of shape \(2, classes\), got dict; wrap it"),
+        ((torch.zeros(2, 3), None), "got tuple"),
+        (None, "got NoneType"),
+        (torch.zeros(2), r"got \(2,\)"),
+        (torch.zeros(3, 2), r"got \(3, 2\)"),
+        (torch.zeros(2, 3, 1, 1), r"got \(2, 3, 1, 1\)"),
+        (torch.zeros(2, 3).long(), "floating-point logits, got torch.int64"),
+        (torch.zeros(2, 1), r"at least two classes, got shape \(2, 1\).* logits \(0, z\)"),
+    ],
+    ids=str,
+)
+def test_check_logits_refuses(output, message):
+    with pytest.raises(ValueError, match=message):
+        check_logits(output, 2)
+
+
+def test_one_logit_becomes_two_by_the_remedy():
+    z = torch.tensor([[-1.0], [2.0]])
+    assert check_logits(torch.cat([torch.zeros_like(z), z], 1), 2).argmax(1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("model", [lambda images: images, None, nn.Linear])
+def test_check_model_refuses(model, unchecked):
+    for check in (check_model, batch_dependent, lambda model: evaluating(model).__enter__()):
+        with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got .*; call a function in the forward"):
+            check(model)
+
+
+CLEAN = torch.full((2, 1, 2, 2), 0.5)
+STRAYS = {
+    "array": (CLEAN.numpy(), None, TypeError, "got ndarray"),
+    "bytes": (CLEAN.byte(), None, TypeError, "got torch.uint8"),
+    "shape": (CLEAN[:1], None, ValueError, r"shape \(2, 1, 2, 2\), got \(1, 1, 2, 2\)"),
+    "NaN": (CLEAN * math.nan, None, ValueError, "from nan to nan"),
+    "box": (CLEAN * 2.1, None, ValueError, "from 1.05 to 1.05; clip them"),
+    "linf": (CLEAN + 0.11, Threat("linf", 0.1), ValueError, "linf distance 0.1 of the images, but one is at 0.11"),
+    "l2": (CLEAN + 0.11, Threat("l2", 0.2), ValueError, "one is at 0.22; project them"),
+}
+
+
+@pytest.mark.parametrize(("attacked", "threat", "error", "message"), STRAYS.values(), ids=STRAYS)
+def test_check_attacked_refuses(attacked, threat, error, message):
+    with pytest.raises(error, match=message):
+        check_attacked(CLEAN, attacked, threat)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_check_attacked_accepts_what_project_gives(dtype):
+    images, attacked = (points.clamp(0, 1).to(dtype) for points in draw(0))
+    for threat in (Threat("linf", 8 / 255), Threat("l2", 0.5)):
+        check_attacked(images, project(images, attacked, threat), threat)
+        assert distances(images, project(images, attacked, threat), threat.norm).max() > 0.9 * threat.epsilon
 
 
 @pytest.mark.parametrize("failing", [False, True])

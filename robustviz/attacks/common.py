@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from math import inf, isfinite
 from typing import Any
 
@@ -75,6 +76,19 @@ class Best:
     def open(self) -> Int[Tensor, "m"]:
         """Return the indices of the images that do not fool yet; of all images, if whole batches are compared."""
         return (~self.fooled | self.together).nonzero().squeeze(1)
+
+
+def threat_of(attack: Any) -> Threat | None:
+    """Read off the threat of an attack: its setting `threat`, else that of the attack it is made of, else None.
+
+    Args:
+        attack: A function or partial; defaults count too.
+    """
+    parameters = signature(attack).parameters if callable(attack) else {}
+    threat = parameters["threat"].default if "threat" in parameters else None
+    if isinstance(threat, Threat):
+        return threat
+    return threat_of(parameters["attack"].default) if "attack" in parameters else None
 
 
 def whole(mask: Bool[Tensor, "m"]) -> Bool[Tensor, "m 1 1 1"]:
