@@ -10,6 +10,7 @@ from robustviz.attacks.rounding import EightBit, round_to_8bit
 from robustviz.attacks.views import (
     against,
     alone_head,
+    combined,
     eot,
     exact_head,
     identity_backward,
@@ -29,6 +30,7 @@ __all__ = [
     "apgd_targeted",
     "bounded",
     "carlini_wagner",
+    "combined",
     "deepfool",
     "eot",
     "exact_head",

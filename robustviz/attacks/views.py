@@ -8,7 +8,7 @@ Source: Athalye, Carlini & Wagner, "Obfuscated gradients give a false sense of s
 al., "On adaptive attacks to adversarial example defenses", arXiv 2002.08347.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -48,6 +48,13 @@ def against(
         The attack's images.
     """
     return attack(view(model), images, labels, generator=generator)
+
+
+def combined(model: Any, *, views: Sequence[View]) -> nn.Module:
+    """View: several views, one after the other."""
+    for view in views:
+        model = view(model)
+    return model
 
 
 def identity_backward(model: Any) -> nn.Module:

@@ -1,7 +1,9 @@
-"""Defenses: parts that fill a slot of `Classifier`, each after its paper."""
+"""Defenses, each after its paper: parts of a network, and the record that tells the rest of the program of them."""
 
-from robustviz.defenses.cas import CASBlock, CASOutput, auxiliary, cas_outputs, joint, with_cas
+from robustviz.defenses.cas import CAS_DEFENSE, CASBlock, CASOutput, auxiliary, cas_outputs, joint, with_cas
+from robustviz.defenses.defense import Contest, Defense, Stage, Training, known, named, present, registered
 from robustviz.defenses.tvm import TVM, TVStep, augment, minimize_tv, total_variation, tv_energy
+from robustviz.defenses.tvm.record import TVM_DEFENSE
 from robustviz.defenses.wnll import (
     Weights,
     WNLLHead,
@@ -13,12 +15,24 @@ from robustviz.defenses.wnll import (
     wnll_classifier,
     wnll_objective,
 )
+from robustviz.defenses.wnll.record import WNLL_DEFENSE
+
+DEFENSES: tuple[Defense, ...] = (CAS_DEFENSE, WNLL_DEFENSE, TVM_DEFENSE)
+"""The defenses of the library, in the order in which they are put on a network: from the inside to the front."""
 
 __all__ = [
+    "CAS_DEFENSE",
+    "DEFENSES",
     "TVM",
+    "TVM_DEFENSE",
+    "WNLL_DEFENSE",
     "CASBlock",
     "CASOutput",
+    "Contest",
+    "Defense",
+    "Stage",
     "TVStep",
+    "Training",
     "WNLLHead",
     "Weights",
     "affinity",
@@ -28,9 +42,13 @@ __all__ = [
     "cas_outputs",
     "interpolate",
     "joint",
+    "known",
     "minimize_tv",
+    "named",
     "only_buffer_trains",
+    "present",
     "refresh_template",
+    "registered",
     "total_variation",
     "tv_energy",
     "with_cas",

@@ -8,21 +8,25 @@ The choice of the highest score has no gradient, and an attack on the final logi
 overrates the defense: raise `joint` or `auxiliary`, and let the gradient pass a soft choice (`mask_temperature`).
 """
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from math import isfinite, sqrt
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
+from robustviz.attacks import against, pgd, soft_mask
+from robustviz.defenses.defense import Contest, Defense, Stage, Training, at
 from robustviz.models import Classifier, blocks
-from robustviz.objectives import cross_entropy, over_heads
+from robustviz.objectives import cross_entropy, margin, over_heads, trades
 from robustviz.tensors import check_labels, seeded
-from robustviz.types import Images, Labels, Logits, Objective
+from robustviz.types import LINF_8, Attack, Images, Labels, Logits, Objective, Threat
 
 
 class CASBlock(nn.Module):
@@ -205,3 +209,83 @@ def _drawn(channels: int, classes: int, generator: Generator) -> CASBlock:
     nn.init.kaiming_uniform_(linear.weight, a=sqrt(5), generator=generator)
     nn.init.uniform_(linear.bias, -1 / sqrt(channels), 1 / sqrt(channels), generator=generator)
     return block
+
+
+# The defense: how it is trained, and the attacks made for it.
+
+
+def has_cas(network: nn.Module) -> bool:
+    """Tell whether a network suppresses channels."""
+    return any(isinstance(module, CASBlock) for module in network.modules())
+
+
+def build_cas(classifier: Classifier) -> Classifier:
+    """Insert untrained blocks, drawn as all other weights of a new network are: from PyTorch's own generator."""
+    linear: Any = classifier.head
+    return with_cas(classifier, linear.out_features, generator=torch.default_generator)
+
+
+def cas_stages(training: Training, options: Any) -> Iterator[Stage]:
+    """Train with the joint objective for trainer, attacker and monitor, and TRADES with the factor 4 instead of 6.
+
+    Source: Bai et al., arXiv 2103.08307, experimental settings.
+    """
+    model, objective = training.model, training.objective
+    if not has_cas(model):
+        generator = seeded(training.config.seed)
+        model.body = with_cas(model, len(training.image_set.classes), generator=generator).body
+    if getattr(objective, "func", None) is trades:
+        objective = partial(objective, factor=4.0)
+    attack, monitor = (_on_joint(player) for player in (training.attack, training.monitor))
+    return replace(training, objective=joint(objective), attack=attack, monitor=monitor).stages()
+
+
+def _on_joint(attack: Attack | None) -> Attack | None:
+    """Let an attack raise the joint objective."""
+    raised: Any = attack
+    return raised and partial(raised, objective=joint())
+
+
+def fine_pgd(
+    model: nn.Module,
+    images: Images,
+    labels: Labels,
+    /,
+    *,
+    threat: Threat = LINF_8,
+    steps: int = 40,
+    objective: Objective = cross_entropy,
+    generator: Generator | None = None,
+) -> Images:
+    """Run PGD with steps of a tenth of epsilon, at any epsilon; arguments, result and errors are those of `pgd`."""
+    step_size = threat.epsilon / 10
+    settings: dict[str, Any] = {"steps": steps, "step_size": step_size, "objective": objective}
+    return pgd(model, images, labels, threat=threat, **settings, generator=generator)
+
+
+def cas_contests() -> dict[str, Contest]:
+    """Make attacks that know of the auxiliary classifiers; soft masks are BPDA with temperature 1."""
+    contests = {f"joint, beta = {beta:g}": joint(beta=beta) for beta in (0.5, 2.0, 10.0, 100.0)}
+    softly = {"final logits": cross_entropy, "joint": joint(), "margin": margin}
+    return {
+        **{name: Contest(partial(fine_pgd, objective=objective)) for name, objective in contests.items()},
+        "auxiliary only": Contest(partial(fine_pgd, objective=auxiliary())),
+        **{
+            f"soft mask, {name}": Contest(
+                partial(against, view=soft_mask(1.0), attack=partial(fine_pgd, objective=objective))
+            )
+            for name, objective in softly.items()
+        },
+    }
+
+
+CAS_DEFENSE = Defense(
+    name="cas",
+    title="CAS blocks",
+    source="Bai et al., arXiv 2103.08307",
+    present=has_cas,
+    build=build_cas,
+    stages=cas_stages,
+    attacks=lambda classifier, threat: at(cas_contests(), threat),
+)
+"""Channels suppressed by an auxiliary classifier inside the network; masks are trained in and cannot be left out."""
