@@ -21,7 +21,8 @@ LAYERS = [
     {"checkpoints"},
     {"geometry"},
     {"plots"},
-    {"diagnostics", "studies", "benchmark", "pages"},
+    {"diagnostics", "studies"},
+    {"pages", "benchmark"},
     {"lessons"},
     {"widgets", "cli"},
 ]

@@ -10,6 +10,7 @@ from robustviz.cli.target import opened, retrained
 from robustviz.data import DOWNLOADS, ImageSet
 from robustviz.diagnostics import diagnose
 from robustviz.models import Classifier
+from robustviz.pages.diagnosis import diagnosis_page
 from robustviz.records import write_atomic
 from robustviz.studies import attacks_on_defenses
 from robustviz.tensors import seeded
@@ -80,9 +81,9 @@ def diagnose_command(
     say(found.to_text())
     if out is not None:
         write_atomic(out / "diagnosis.txt", found.to_text())
-        found.to_json(out / "diagnosis.json")
+        found.save(out / "diagnosis.json")
         command = shlex.join(["robustviz", *sys.argv[1:]])
-        found.to_html(out / "index.html", title=f"Is the robustness of {checkpoint} real?", command=command)
+        diagnosis_page(found, out / "index.html", title=f"Is the robustness of {checkpoint} real?", command=command)
         say(f"open {out / 'index.html'}")
 
 

@@ -17,10 +17,10 @@ def threat_model(evidence: Evidence) -> Finding:
     """
     threat = evidence.threat
     check = "threat is kept"
-    _ = evidence.fgsm, evidence.losses, evidence.given
-    lengths = {n: norms(a - evidence.images, threat.norm).max().item() for n, a in evidence.attacked.items()}
+    made = {name: outcome.images for name, outcome in evidence.outcomes.items()}
+    lengths = {name: norms(images - evidence.images, threat.norm).max().item() for name, images in made.items()}
     strays = [name for name, length in lengths.items() if not length <= threat.epsilon + 1e-5]
-    strays += [name for name, a in evidence.attacked.items() if not (a.min() >= 0 and a.max() <= 1)]
+    strays += [name for name, images in made.items() if not (images.min() >= 0 and images.max() <= 1)]
     number, stated = max(lengths.values()), f"The threat is {threat.norm} with epsilon {threat.epsilon:.4g} on [0, 1]"
     if strays:
         reason = f"{stated}, but images of {', '.join(dict.fromkeys(strays))} leave the ball or the gray scale."
@@ -40,7 +40,7 @@ def iteration_helps(evidence: Evidence) -> Finding:
 
     Source: Athalye et al., arXiv 1802.00420 (one-step attacks perform better than iterative ones).
     """
-    one, many = share_of(evidence.fgsm), share_of(evidence.walk.right[0])
+    one, many = share_of(evidence.fgsm.right), share_of(evidence.walk.right[0])
     verdict = graded(many - one, evidence.least, max(0.02, 2 * evidence.least))
     reason = f"One step (FGSM) leaves {one:.1%} right, {evidence.steps} steps leave {many:.1%}"
     remedy = ""
@@ -59,7 +59,7 @@ def more_steps(evidence: Evidence) -> Finding:
 
     Source: Carlini et al., arXiv 1902.06705 (verify that attacks have converged).
     """
-    before, after = share_of(evidence.walk.right[0]), share_of(evidence.longer.right[0])
+    before, after = share_of(evidence.walk.right[0]), share_of(evidence.longer.right)
     change = abs(before - after)
     verdict = graded(change, max(0.005, 2 * evidence.least), 0.05)
     reason = f"{evidence.steps} steps leave {before:.1%} right, {2 * evidence.steps} leave {after:.1%}"
@@ -115,8 +115,9 @@ def other_losses(evidence: Evidence) -> Finding:
 
     Source: Croce & Hein, arXiv 2003.01690; Tramer et al., arXiv 2002.08347 (an evaluation adapts to the defense).
     """
-    every = {f"PGD on {name}": right for name, right in evidence.losses.items()} | evidence.given
-    first = share_of(evidence.losses["cross-entropy"])
+    found = {f"PGD on {name}": outcome for name, outcome in evidence.losses.items()} | evidence.given
+    every = {name: outcome.right for name, outcome in found.items()}
+    first = share_of(evidence.losses["cross-entropy"].right)
     worst = share_of(torch.stack([*every.values()]).all(0))
     strongest = min(every, key=lambda name: share_of(every[name]))
     verdict = graded(first - worst, 0.05, 0.1)
@@ -150,12 +151,13 @@ def black_box(evidence: Evidence) -> Finding:
         )
         remedy = "Ask a view of the network that answers images one at a time (attacks.alone_head)."
         return Finding(check, "not run", None, "points", reason, ATHALYE, remedy)
-    white, black = share_of(evidence.white), share_of(evidence.black["noise"])
-    new = evidence.white & ~evidence.black["noise"]
+    square, noise = (evidence.black[name].right for name in ("Square", "noise"))
+    white, black = share_of(evidence.white), share_of(noise)
+    new = evidence.white & ~noise
     verdict = graded(white - black, max(0.002, evidence.least), max(0.002, evidence.least))
     if verdict == "pass":
         verdict = graded(share_of(new), max(0.02, 2 * evidence.least), 1.0)
-    drawn = share_of(evidence.black["Square"] & ~evidence.black["noise"])
+    drawn = share_of(square & ~noise)
     reason = (
         f"Attacks along the gradient leave {white:.1%} right, Square with {evidence.black_queries} queries and as many "
         f"draws of noise leave {black:.1%} (noise alone gained {100 * drawn:.1f} points); they fool {int(new.sum())} "
@@ -180,7 +182,7 @@ def transferred(evidence: Evidence) -> Finding:
     if evidence.undefended is None:
         return _needs_undefended(check, "points")
     white = share_of(evidence.white)
-    moved = share_of(evidence.score("transfer from the undefended", evidence.elsewhere))
+    moved = share_of(evidence.moved.right)
     verdict = graded(white - moved, evidence.least, evidence.least)
     reason = f"Attacks on the network itself leave {white:.1%} right, images made on the undefended one {moved:.1%}"
     if verdict == "pass":

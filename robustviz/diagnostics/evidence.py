@@ -1,4 +1,4 @@
-"""What the checks look at: forward passes, gradients and attacks, each made once, when the first check asks for it."""
+"""What the checks look at: forward passes, gradients and attacks, each made once, when a check first needs it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from robustviz.diagnostics.findings import share_of
 from robustviz.diagnostics.gradients import Attached, gradient, slopes
 from robustviz.models import Classifier
 from robustviz.objectives import cross_entropy, dlr, margin
-from robustviz.tensors import check_labels, drawing, evaluating, norms, seeded
+from robustviz.tensors import batch_dependent, check_labels, drawing, evaluating, norms, seeded
 from robustviz.types import Attack, Images, Labels, Logits, Objective, Threat
 
 LOSSES: Mapping[str, Objective] = {"cross-entropy": cross_entropy, "margin": margin, "DLR": dlr}
@@ -28,10 +28,23 @@ PASSES = 5
 SAME = 1e-4
 """Largest difference of two answers that counts as none, relative to the largest logit."""
 DRAWS, AVERAGED_STEPS = 6, 10
-"""Of the attack that averages over the draws of a random network."""
+"""Draws and steps of the attack that averages over the draws of a random network."""
 
 Right = Bool[Tensor, "n"]
-"""Whether the decision on each image is right."""
+"""Whether the decision on each image is correct."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack made, and how the network decides there.
+
+    Attributes:
+        images: The attacked images.
+        right: Whether each decision is correct; an image outside the ball does not count as fooled.
+    """
+
+    images: Images
+    right: Right
 
 
 @dataclass(frozen=True)
@@ -39,19 +52,25 @@ class Walk:
     """What PGD went through.
 
     Attributes:
-        right: Decisions where each restart ends; a random network decides under fresh draws.
-        lost: Whether the first restart met a wrong decision on its path, and ended where the attack saw a right one.
+        ends: Where each restart ends; a random network decides there under fresh draws.
+        lost: Whether the first restart passed a wrong decision and ended where the attack saw a correct one.
     """
 
-    right: Bool[Tensor, "restarts n"]
-    lost: Bool[Tensor, "n"]
+    ends: tuple[Outcome, ...]
+    lost: Right
+
+    @property
+    def right(self) -> Bool[Tensor, "restarts n"]:
+        """Whether each decision is correct where each restart ends."""
+        return torch.stack([end.right for end in self.ends])
 
 
 @dataclass(eq=False)
 class Evidence:
     """One network, its images and its threat; everything measured on them is kept.
 
-    All images are one batch, so that a network whose answers depend on the batch is always asked in the same one.
+    Every attack is a cached property, and `outcomes` lists all of them: no figure depends on which checks were run, or
+    when. All images are one batch, so that a network whose answers depend on the batch always sees the same one.
 
     Attributes:
         model: The network in question.
@@ -61,10 +80,8 @@ class Evidence:
         attacks: Attacks made for this defense, by name.
         undefended: A network of the same task without the defense.
         seed: Everything random depends on it.
-        steps: Of each iterated attack.
+        steps: Steps of each iterated attack.
         queries: Proposals of each black-box attack.
-        right: Decisions on the clean images and under every attack made so far, by name.
-        attacked: The images of every attack made so far, by name.
         training: Names of the modules of `model` that learn or drop in train mode and were handed over in it.
     """
 
@@ -77,8 +94,6 @@ class Evidence:
     seed: int = 0
     steps: int = 20
     queries: int = 1000
-    right: dict[str, Tensor] = field(default_factory=dict, init=False)
-    attacked: dict[str, Tensor] = field(default_factory=dict, init=False)
     training: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +104,6 @@ class Evidence:
             shape = tuple(self.logits.shape)
             raise ValueError(f"model must return logits of shape ({len(self.images)}, classes), got {shape}")
         check_labels(self.labels, len(self.images), self.logits.shape[1])
-        self.right["clean"] = self.logits.argmax(1) == self.labels
 
     def ask(self, images: Images, model: nn.Module | None = None) -> Logits:
         """Logits of the model, or of another one, in evaluation mode; random parts draw from the seed."""
@@ -101,6 +115,11 @@ class Evidence:
     def logits(self) -> Logits:
         """Answers on the clean images."""
         return self.ask(self.images)
+
+    @property
+    def clean(self) -> Right:
+        """Whether the decision on each clean image is correct."""
+        return self.logits.argmax(1) == self.labels
 
     @cached_property
     def passes(self) -> Float[Tensor, "passes n classes"]:
@@ -158,17 +177,31 @@ class Evidence:
     def _gradient(self, objective: Objective) -> Images | None:
         return gradient(objective, self.model, self.images, self.labels, seed=self.seed)
 
-    def score(self, name: str, attacked: Images) -> Right:
-        """Keep attacked images and the decisions on them; what lies outside the ball does not count as fooled."""
+    def outcome(self, attacked: Images) -> Outcome:
+        """Let the network decide on attacked images."""
         outside = norms(attacked - self.images, self.threat.norm) > self.threat.epsilon + 1e-5
-        self.attacked[name] = attacked
-        self.right[name] = (self.ask(attacked).argmax(1) == self.labels) | (outside & self.right["clean"])
-        return self.right[name]
+        return Outcome(attacked, (self.ask(attacked).argmax(1) == self.labels) | (outside & self.clean))
 
     @cached_property
-    def fgsm(self) -> Right:
-        """Decisions under one step."""
-        return self.score("FGSM", fgsm(self.open, self.images, self.labels, threat=self.threat))
+    def outcomes(self) -> dict[str, Outcome]:
+        """Every attack on this network by name: what its accuracies and its worst case are made of."""
+        starts = {f"PGD-{self.steps}, start {number}": end for number, end in enumerate(self.walk.ends, 1)}
+        found = {"FGSM": self.fgsm, **starts, f"PGD-{2 * self.steps}": self.longer}
+        found |= {f"PGD-{self.steps}, {name}": end for name, end in self.losses.items() if name != "cross-entropy"}
+        found |= self.given
+        if self.random:
+            found[f"PGD-{AVERAGED_STEPS}, mean of {DRAWS} draws"] = self.averaged
+        if not batch_dependent(self.model):
+            found[f"Square, {self.black_queries} queries"] = self.black["Square"]
+            found[f"Square and {self.black_queries} draws of noise"] = self.black["noise"]
+        if self.undefended is not None:
+            found["transfer from the undefended"] = self.moved
+        return found
+
+    @cached_property
+    def fgsm(self) -> Outcome:
+        """One step."""
+        return self.outcome(fgsm(self.open, self.images, self.labels, threat=self.threat))
 
     @cached_property
     def walk(self) -> Walk:
@@ -176,9 +209,9 @@ class Evidence:
         return self._walk(self.steps, RESTARTS)
 
     @cached_property
-    def longer(self) -> Walk:
-        """PGD on cross-entropy with twice the steps."""
-        return self._walk(2 * self.steps, 1)
+    def longer(self) -> Outcome:
+        """PGD on cross-entropy with twice the steps, one start."""
+        return self._walk(2 * self.steps, 1).ends[0]
 
     def _walk(self, steps: int, restarts: int) -> Walk:
         passed = torch.zeros_like(self.labels, dtype=torch.bool)
@@ -192,60 +225,57 @@ class Evidence:
 
         settings: dict[str, Any] = {"threat": self.threat, "steps": steps, "restarts": restarts}
         pgd(self.open, self.images, self.labels, on_step=see, generator=seeded(self.seed, 5), **settings)
-        right = [self.score(f"PGD-{steps}, start {end.restart + 1}", end.images) for end in ends]
-        return Walk(torch.stack(right), passed & ~ends[0].fooled)
+        return Walk(tuple(self.outcome(end.images) for end in ends), passed & ~ends[0].fooled)
 
     @cached_property
-    def losses(self) -> dict[str, Right]:
-        """Decisions under PGD on each loss, one restart."""
-        found = {"cross-entropy": self.walk.right[0]}
-        for name in ("margin", "DLR"):
-            attacked = self._pgd(self.open, self.threat, objective=LOSSES[name])
-            found[name] = self.score(f"PGD-{self.steps}, {name}", attacked)
-        return found
+    def losses(self) -> dict[str, Outcome]:
+        """PGD on each loss, one start."""
+        others = (name for name in LOSSES if name != "cross-entropy")
+        return {
+            "cross-entropy": self.walk.ends[0],
+            **{name: self.outcome(self._pgd(self.open, self.threat, objective=LOSSES[name])) for name in others},
+        }
 
     @cached_property
     def white(self) -> Right:
         """Decisions under all attacks that follow the network's own gradient: the worst case, image by image."""
-        every = [*self.walk.right, *self.longer.right, *self.losses.values()]
-        return torch.stack(every).all(0)
+        every = [*self.walk.ends, self.longer, *self.losses.values()]
+        return torch.stack([end.right for end in every]).all(0)
 
     @cached_property
-    def given(self) -> dict[str, Right]:
-        """Decisions under the attacks made for this defense."""
+    def given(self) -> dict[str, Outcome]:
+        """The attacks made for this defense."""
         found = {}
         for index, (name, attack) in enumerate(self.attacks.items()):
             noise = seeded(self.seed, 6, index)
             with evaluating(self.model):
                 attacked = attack(self.model, self.images, self.labels, generator=noise)
-            found[name] = self.score(name, attacked)
+            found[name] = self.outcome(attacked)
         return found
 
     @cached_property
-    def averaged(self) -> Right:
-        """Decisions under PGD on the mean of several draws of a random network (EOT)."""
+    def averaged(self) -> Outcome:
+        """PGD on the mean of several draws of a random network (EOT)."""
         objective = eot(cross_entropy, DRAWS)
-        attacked = self._pgd(self.open, self.threat, steps=AVERAGED_STEPS, objective=objective)
-        return self.score(f"PGD-{AVERAGED_STEPS}, mean of {DRAWS} draws", attacked)
+        return self.outcome(self._pgd(self.open, self.threat, steps=AVERAGED_STEPS, objective=objective))
 
     @cached_property
-    def black(self) -> dict[str, Right]:
-        """Decisions under attacks that see only the outputs: Square, then random noise on what withstands it."""
+    def black(self) -> dict[str, Outcome]:
+        """Attacks that see only the outputs: Square, then random noise on what withstands it."""
         queries = self.black_queries
         settings: dict[str, Any] = {"threat": self.threat, "steps": queries}
         attacked = square(self.model, self.images, self.labels, generator=seeded(self.seed, 7), **settings)
-        found = {"Square": self.score(f"Square, {queries} queries", attacked)}
-        rows = found["Square"].nonzero().squeeze(1)
-        noisy = self.images.clone()
+        found = self.outcome(attacked)
+        rows = found.right.nonzero().squeeze(1)
+        noisy = attacked.clone()
         if len(rows):
             some, labels = self.images[rows], self.labels[rows]
             noisy[rows] = random_noise(self.model, some, labels, generator=seeded(self.seed, 8), **settings)
-        noisy[~found["Square"]] = attacked[~found["Square"]]
-        return found | {"noise": self.score(f"Square and {queries} draws of noise", noisy)}
+        return {"Square": found, "noise": self.outcome(noisy)}
 
     @property
     def black_queries(self) -> int:
-        """Proposals of each black-box attack; a tenth for a random network, which is dear and forgets."""
+        """Proposals of each black-box attack; a tenth for a random network, which answers differently each time."""
         return max(self.queries // 10, 1) if self.random else self.queries
 
     @property
@@ -257,7 +287,7 @@ class Evidence:
     def wider(self) -> dict[float, float]:
         """Accuracy under PGD for growing radii, up to that of plain gray."""
         gray = self.gray
-        found = {0.0: share_of(self.right["clean"]), self.threat.epsilon: share_of(self.walk.right[0])}
+        found = {0.0: share_of(self.clean), self.threat.epsilon: share_of(self.walk.right[0])}
         for radius in sorted({self.threat.epsilon / 2, 2 * self.threat.epsilon, gray}):
             if radius <= gray and radius not in found:
                 attacked = self._pgd(self.open, Threat(self.threat.norm, radius))
@@ -269,6 +299,11 @@ class Evidence:
         """Images that PGD makes on the undefended network."""
         assert self.undefended is not None
         return self._pgd(self.undefended, self.threat)
+
+    @cached_property
+    def moved(self) -> Outcome:
+        """The images made on the undefended network, on this one."""
+        return self.outcome(self.elsewhere)
 
     @cached_property
     def switched_off(self) -> dict[str, float]:

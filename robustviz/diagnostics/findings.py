@@ -1,4 +1,4 @@
-"""What a diagnosis says: findings with verdict, number and reason, and the report made of them."""
+"""What a diagnosis says: findings with verdict, number and reason."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -8,14 +8,13 @@ from typing import Any, Literal, get_args
 from jaxtyping import Bool
 from torch import Tensor
 
-from robustviz.pages.report import Grid, Section, write_report
-from robustviz.records import RunRecord, table, write_atomic
+from robustviz.records import table, write_atomic
 
 Verdict = Literal["pass", "doubtful", "fail", "not run"]
 Overall = Literal["real", "doubtful", "not real"]
 
 FEW = 20
-"""Below so many images a single one counts for more than the five points at which most checks fail."""
+"""Below this many images a single one counts for more than the five points at which most checks fail."""
 
 MORE_IMAGES = "Use at least 100 images."
 
@@ -57,6 +56,12 @@ class Finding:
             raise ValueError(f"number must be None exactly if the check was not run, got {self.number}: {self.verdict}")
 
     @property
+    def sentence(self) -> str:
+        """Check, verdict, reason and remedy in one line."""
+        remedy = f" What to do: {self.remedy}" if self.remedy else ""
+        return f"{self.check} ({self.verdict}): {self.reason}{remedy}"
+
+    @property
     def shown(self) -> str:
         """The number with its unit, for people."""
         if self.number is None:
@@ -69,7 +74,7 @@ class Finding:
 
 
 def share_of(right: Bool[Tensor, "n"]) -> float:
-    """Share of right decisions."""
+    """Share of correct decisions, 0 to 1."""
     return right.double().mean().item()
 
 
@@ -81,7 +86,7 @@ def graded(number: float, good: float, bad: float) -> Verdict:
 
 
 def doubted(finding: Finding, count: int) -> Finding:
-    """Take back what too few images cannot tell: that a share or difference passed, or that one image made it fail."""
+    """Downgrade verdicts that too few images cannot support: a pass, or a failure that rests on one image."""
     by_one = finding.unit == "points" and finding.number is not None and finding.number <= 1 / count + 1e-9
     settled = finding.verdict == "doubtful" or (finding.verdict != "pass" and not by_one)
     if count >= FEW or settled or finding.unit not in ("share", "points"):
@@ -114,7 +119,7 @@ class Diagnosis:
 
     @property
     def decisive(self) -> tuple[Finding, ...]:
-        """Findings that speak against the robustness: those that failed, then the doubtful ones."""
+        """The evidence against the robustness: checks that failed, then the doubtful ones."""
         return (*self.having("fail"), *self.having("doubtful"))
 
     def having(self, verdict: Verdict) -> tuple[Finding, ...]:
@@ -129,17 +134,17 @@ class Diagnosis:
         raise KeyError(f"check must be one of {', '.join(f.check for f in self.findings)}, got {check!r}")
 
     def summary(self) -> str:
-        """Say the verdict and what stands behind it, in a few sentences."""
+        """Say the verdict and the reasons for it, in a few sentences."""
         counts = ", ".join(f"{len(self.having(v))} {v}" for v in get_args(Verdict) if self.having(v))
         said = {
-            "real": "Nothing here speaks against the robustness",
+            "real": "No check found evidence against the robustness",
             "doubtful": "The robustness is doubtful",
             "not real": "The robustness is not real as measured",
         }[self.verdict]
         missing = self.having("not run")
-        limits = f" Nothing is known about: {', '.join(finding.check for finding in missing)}." if missing else ""
+        limits = f" Not checked: {', '.join(finding.check for finding in missing)}." if missing else ""
         return (
-            f"{said}: of {len(self.findings)} checks, {counts}.{limits} The network is right on "
+            f"{said}: of {len(self.findings)} checks, {counts}.{limits} The network classifies "
             f"{self.accuracy['clean']:.1%} of {self.settings['images']} clean images; at most "
             f"{self.robust_accuracy:.1%} withstand every attack tried here. {CAUTION}"
         )
@@ -148,69 +153,34 @@ class Diagnosis:
         """Give the report as text: the verdict, the decisive reasons, then every check."""
         lines = [f"verdict: {self.verdict.upper()}", "", self.summary(), ""]
         for number, finding in enumerate(self.decisive, 1):
-            lines += [f"{number}. {_sentence(finding)}"]
+            lines += [f"{number}. {finding.sentence}"]
         lines += [""] * bool(self.decisive) + [self.to_markdown(), ""]
         lines += [f"{finding.check}: {finding.reason}" for finding in self.having("not run") + self.having("pass")]
         return "\n".join(lines).strip() + "\n"
 
     def to_markdown(self) -> str:
         """Give the verdict and the number of every check as a Markdown table."""
-        return table(*self._rows())
+        return table(*self.rows())
 
-    def to_json(self, path: Path | str | None = None) -> str:
-        """Give everything as JSON, and write it to a file if one is named."""
-        text = json.dumps({"verdict": self.verdict, **asdict(self)}, indent=2) + "\n"
-        if path is not None:
-            write_atomic(path, text)
-        return text
+    def save(self, path: Path | str) -> Path:
+        """Write everything as JSON, whole or not at all."""
+        return write_atomic(path, json.dumps({"verdict": self.verdict, **asdict(self)}, indent=2) + "\n")
 
     @classmethod
-    def from_json(cls, text: str) -> "Diagnosis":
-        """Read what `to_json` gave.
+    def load(cls, path: Path | str) -> "Diagnosis":
+        """Read what `save` wrote.
 
         Raises:
-            ValueError: If the text is something else.
+            ValueError: If the file is something else.
         """
         try:
-            content = json.loads(text)
+            content = json.loads(Path(path).read_text())
             content.pop("verdict")
             return cls(**{**content, "findings": tuple(Finding(**finding) for finding in content["findings"])})
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"text is not a diagnosis: {error!r}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a diagnosis: {error!r}") from error
 
-    def to_html(self, path: Path | str, *, title: str = "Is the robustness real?", command: str = "") -> Path:
-        """Write the report as one HTML page without outside references.
-
-        Args:
-            path: The file.
-            title: Heading of the page.
-            command: The command that gives it again, if there is one.
-        """
-        groups: dict[Verdict, str] = {
-            "fail": "What speaks against it",
-            "doubtful": "What is doubtful",
-            "not run": "What was not asked",
-            "pass": "What was found in order",
-        }
-        sections = [
-            Section(heading, [_sentence(finding, source=True) for finding in self.having(verdict)])
-            for verdict, heading in groups.items()
-            if self.having(verdict)
-        ]
-        shares = [[name, f"{share:.1%}"] for name, share in self.accuracy.items()]
-        shares.append(["worst case per image", f"{self.robust_accuracy:.1%}"])
-        attacks = Section("Accuracy under every attack", tables=[Grid(["attack", "accuracy"], shares)])
-        sections = [Section("All checks", tables=[Grid(*self._rows())]), *sections, attacks]
-        if command:
-            sections.append(Section("Again", code=command))
-        lead = f"Verdict: {self.verdict}. {self.summary()}"
-        return write_report(path, title, lead, sections, RunRecord("diagnose", self.settings, {}, command))
-
-    def _rows(self) -> tuple[list[str], list[list[str]]]:
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Headers and rows of the table of all checks: number and name, verdict, number with its unit."""
         rows = [[f"{i}. {f.check}", f.verdict, f.shown] for i, f in enumerate(self.findings, 1)]
         return ["check", "verdict", "number"], rows
-
-
-def _sentence(finding: Finding, *, source: bool = False) -> str:
-    remedy = f" What to do: {finding.remedy}" if finding.remedy else ""
-    return f"{finding.check} ({finding.verdict}): {finding.reason}{remedy}" + f" [{finding.source}]" * source

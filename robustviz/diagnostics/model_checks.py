@@ -25,7 +25,7 @@ def clean_accuracy(evidence: Evidence) -> Finding:
 
     Source: Carlini et al., arXiv 1902.06705 (report clean accuracy; check the released code for such mistakes).
     """
-    right, count = evidence.right["clean"], len(evidence.labels)
+    right, count = evidence.clean, len(evidence.labels)
     share, classes = right.double().mean().item(), evidence.logits.shape[1]
     low, high = wilson(share, count)
     verdict: Verdict = "pass"
@@ -67,7 +67,7 @@ def repeatable(evidence: Evidence) -> Finding:
     if evidence.random:
         decisions = evidence.passes.argmax(2)
         moving = (decisions != decisions[0]).any(0).double().mean().item()
-        single, averaged = (r.double().mean().item() for r in (evidence.walk.right[0], evidence.averaged))
+        single, averaged = (r.double().mean().item() for r in (evidence.walk.right[0], evidence.averaged.right))
         reason = (
             f"{PASSES} passes over the same images differ by {spread:.2g} of the largest logit and change the decision "
             f"on {moving:.1%} of them. Under fresh draws, PGD that followed one draw leaves {single:.1%} right, "
@@ -126,7 +126,7 @@ def gradient_present(evidence: Evidence) -> Finding:
 
     Source: Athalye et al., arXiv 1802.00420 (shattered gradients); Carlini et al., arXiv 1902.06705.
     """
-    right = evidence.right["clean"]
+    right = evidence.clean
     shares = {name: int((dead & right).sum()) / max(int(right.sum()), 1) for name, dead in evidence.dead.items()}
     worst = max(shares.values())
     verdict = graded(worst, max(0.01, evidence.least), 0.1)

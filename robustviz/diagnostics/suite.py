@@ -12,6 +12,7 @@ from robustviz.diagnostics import attack_checks, model_checks
 from robustviz.diagnostics.evidence import RESERVED, Evidence
 from robustviz.diagnostics.findings import Diagnosis, Finding, doubted, share_of
 from robustviz.diagnostics.gradients import gpus
+from robustviz.evaluation import CLEAN
 from robustviz.records import describe
 from robustviz.tensors import check_images, draw_seed
 from robustviz.types import LINF_8, Attack, Images, Labels, Threat
@@ -97,6 +98,7 @@ def diagnose(
             bar.update()
             if on_check is not None:
                 on_check(findings[-1], done, len(CHECKS))
+        every = {CLEAN: evidence.clean} | {name: outcome.right for name, outcome in evidence.outcomes.items()}
     settings = {
         "threat": describe(threat),
         "images": len(images),
@@ -107,8 +109,8 @@ def diagnose(
         "seed": seed,
         "passes_per_image": round(seen[0] / len(images), 1),
     }
-    accuracy = {name: share_of(right) for name, right in evidence.right.items()}
-    worst = share_of(torch.stack([*evidence.right.values()]).all(0))
+    accuracy = {name: share_of(right) for name, right in every.items()}
+    worst = share_of(torch.stack([*every.values()]).all(0))
     return Diagnosis(tuple(findings), accuracy, worst, settings)
 
 
