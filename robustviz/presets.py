@@ -43,8 +43,8 @@ def usual_threat(data: str, norm: Norm = "linf", epsilon: float | None = None) -
 def usual_augmentation(data: str) -> dict[str, Any]:
     """Settings of `TrainConfig` for a data set: shifts for 28 pixels and more, mirroring where it keeps the meaning."""
     return {
-        "padding": {"digits": 0, "mnist": 2}.get(data, 4),
-        "flip": data not in ("digits", "mnist", "svhn"),
+        "padding": {"digits": 0, "mnist": 2, "signs": 2}.get(data, 4),
+        "flip": data not in ("digits", "mnist", "svhn", "signs"),
     }
 
 

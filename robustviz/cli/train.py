@@ -10,7 +10,7 @@ from robustviz.cli.app import Radius, Seed, app, say, writable
 from robustviz.cli.evaluate import measure, say_luck
 from robustviz.cli.target import check_radius
 from robustviz.data import DOWNLOADS, ImageSet, load
-from robustviz.data.folder import cache_folder
+from robustviz.data.cache import cache_folder
 from robustviz.defenses.assembly import has_buffer, has_cas
 from robustviz.defenses.tvm import TVM
 from robustviz.defenses.wnll.head import Gradient
@@ -71,8 +71,8 @@ def train(
     is safe: `--resume` goes on from the last whole epoch and ends with the same weights.
 
     Args:
-        data: digits (embedded), cifar10, svhn, mnist (fetch them first), or a folder of pictures: one subfolder for
-            each class, in subfolders train and test or split by robustviz.
+        data: digits or signs (embedded), cifar10, svhn, mnist (fetch them first), or a folder of pictures: one
+            subfolder for each class, in subfolders train and test or split by robustviz.
         model: small_cnn, resnet20, resnet56, resnet110, resnet18 or vgg16.
         defense: none; wnll decides by interpolation from labelled templates; cas suppresses channels; tvm purifies the
             images by total variation minimization, which is put in front once the network is trained.

@@ -1,10 +1,24 @@
 """Pictures with their classes: embedded, fetched, or from a folder of the user's own."""
 
 from robustviz.data.image_set import ImageSet, stratified
-from robustviz.data.sets import DOWNLOADS, TORCHVISION_SETS, Part, augment, digits, image_folder, load, torchvision_set
+from robustviz.data.parts import Part
+from robustviz.data.sets import (
+    DOWNLOADS,
+    EMBEDDED,
+    TORCHVISION_SETS,
+    augment,
+    digits,
+    image_folder,
+    load,
+    torchvision_set,
+)
+from robustviz.data.sign_faces import SIGNS
+from robustviz.data.signs import signs
 
 __all__ = [
     "DOWNLOADS",
+    "EMBEDDED",
+    "SIGNS",
     "TORCHVISION_SETS",
     "ImageSet",
     "Part",
@@ -12,6 +26,7 @@ __all__ = [
     "digits",
     "image_folder",
     "load",
+    "signs",
     "stratified",
     "torchvision_set",
 ]

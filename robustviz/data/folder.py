@@ -6,15 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from jaxtyping import UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from robustviz.records import write_atomic
+from robustviz.data.cache import cached
 from robustviz.types import Labels
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -29,18 +26,15 @@ def read_folder(
         Pixels 0..255, labels, the names of the classes, and the name `CLASS/PICTURE` of each file.
     """
     classes, files, labels = _list_pictures(root)
-    kept = _cache_file(root, files) if cache else None
-    pixels = None
-    if kept is not None and kept.exists():
-        try:
-            pixels = load_file(kept)["pixels"]
-        except (SafetensorError, KeyError):
-            kept.unlink()
-    if pixels is None:
-        pixels = _read_pictures(files, workers)
-        if kept is not None:
-            write_atomic(kept, save({"pixels": pixels}))
-    return pixels, torch.tensor(labels), classes, [file.relative_to(root).as_posix() for file in files]
+
+    def make() -> dict[str, Tensor]:
+        return {"pixels": _read_pictures(files, workers)}
+
+    def fits(kept: dict[str, Tensor]) -> bool:
+        return set(kept) == {"pixels"} and kept["pixels"].dtype == torch.uint8 and len(kept["pixels"]) == len(files)
+
+    read = cached(_cache_name(root, files), make, fits) if cache else make()
+    return read["pixels"], torch.tensor(labels), classes, [file.relative_to(root).as_posix() for file in files]
 
 
 def _list_pictures(root: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
@@ -67,17 +61,12 @@ def _list_pictures(root: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     return classes, files, labels
 
 
-def _cache_file(root: Path, files: list[Path]) -> Path:
+def _cache_name(root: Path, files: list[Path]) -> str:
     key = hashlib.sha256(str(root.resolve()).encode())
     for file in files:
         state = file.stat()
         key.update(f"{file.relative_to(root)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
-    return cache_folder() / f"{root.resolve().name}-{key.hexdigest()[:16]}.safetensors"
-
-
-def cache_folder() -> Path:
-    """Return where decoded pictures and their TVM versions are kept: $ROBUSTVIZ_CACHE, else the user's cache."""
-    return Path(os.environ.get("ROBUSTVIZ_CACHE") or platformdirs.user_cache_path("robustviz"))
+    return f"{root.resolve().name}-{key.hexdigest()[:16]}"
 
 
 def _read_pictures(files: list[Path], workers: int | None) -> Tensor:

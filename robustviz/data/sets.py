@@ -1,4 +1,4 @@
-"""Image sets: handwritten digits (embedded), CIFAR-10, SVHN and MNIST by torchvision, and any folder of images.
+"""Image sets: handwritten digits and road signs (embedded), CIFAR-10, SVHN and MNIST by torchvision, folders of images.
 
 Every set is held in memory as one float tensor in [0, 1]; nothing is ever sorted by class.
 """
@@ -6,31 +6,19 @@ Every set is held in memory as one float tensor in [0, 1]; nothing is ever sorte
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Generator
 
 from robustviz.data.folder import read_folder
-from robustviz.data.image_set import ImageSet, stratified
+from robustviz.data.image_set import ImageSet
+from robustviz.data.parts import Part, check_part, cut
+from robustviz.data.signs import signs
 from robustviz.tensors import seeded
 from robustviz.types import Images
 
-__all__ = [
-    "DOWNLOADS",
-    "TORCHVISION_SETS",
-    "ImageSet",
-    "Part",
-    "augment",
-    "digits",
-    "image_folder",
-    "load",
-    "stratified",
-    "torchvision_set",
-]
-
-Part = Literal["all", "train", "test"]
 TORCHVISION_SETS = ("cifar10", "svhn", "mnist")
 DOWNLOADS = Path("data/downloads")
 """Where `robustviz fetch` puts data sets unless told otherwise, from the folder it is started in."""
@@ -49,21 +37,11 @@ def digits(part: Part = "all") -> ImageSet:
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16
     everything = ImageSet(images, torch.from_numpy(labels).long(), tuple("0123456789"), "digits")
-    return _part(everything, part)
+    return cut(everything, part)
 
 
-def _check_part(part: Part) -> None:
-    if part not in get_args(Part):
-        raise ValueError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}")
-
-
-def _part(everything: ImageSet, part: Part) -> ImageSet:
-    """Cut a set that has no test part of its own: a fixed fifth of every class."""
-    _check_part(part)
-    if part == "all":
-        return everything
-    train, test = everything.split(seeded(0), share=0.2)
-    return train if part == "train" else test
+EMBEDDED = {"digits": digits, "signs": signs}
+"""Sets that need no download, by the names that a person types."""
 
 
 def torchvision_set(
@@ -91,7 +69,7 @@ def torchvision_set(
     """
     if name not in TORCHVISION_SETS:
         raise ValueError(f"name must be one of {', '.join(TORCHVISION_SETS)}, got {name!r}")
-    _check_part(part)
+    check_part(part)
     if part == "all":
         both = [torchvision_set(name, root, part=p, download=download) for p in ("train", "test")]
         images, labels = torch.cat([b.images for b in both]), torch.cat([b.labels for b in both])
@@ -173,7 +151,7 @@ def _folder_part(root: Path, part: Part) -> ImageSet:
 
 
 def load(data: str, part: Part = "all", *, root: Path | str = DOWNLOADS) -> ImageSet:
-    """Load a set by what a person types: `digits`, `cifar10`, `svhn`, `mnist`, or the path of an image folder.
+    """Load a set by what a person types: `digits`, `signs`, `cifar10`, `svhn`, `mnist`, or the path of an image folder.
 
     A folder with subfolders `train` and `test` keeps these parts. Any other folder is split by the names of its files,
     about a fifth for testing, so that a picture added later moves no other. If `root` holds a picture folder of a
@@ -183,14 +161,14 @@ def load(data: str, part: Part = "all", *, root: Path | str = DOWNLOADS) -> Imag
         ValueError: If the part is unknown or a folder's parts have different classes.
         FileNotFoundError: If there is no such set or folder.
     """
-    _check_part(part)
-    if data == "digits":
-        return digits(part)
+    check_part(part)
+    if data in EMBEDDED:
+        return EMBEDDED[data](part)
     if data in TORCHVISION_SETS and not (Path(root) / data / "train").is_dir():
         return torchvision_set(data, root, part=part)  # type: ignore[arg-type]
     folder = Path(root) / data if data in TORCHVISION_SETS else Path(data)
     if not folder.is_dir():
-        known = ", ".join(("digits", *TORCHVISION_SETS))
+        known = ", ".join((*EMBEDDED, *TORCHVISION_SETS))
         raise FileNotFoundError(f"there is no data set or folder {data}; known are {known}")
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
         return image_folder(folder) if part == "all" else _folder_part(folder, part)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from robustviz.data import cache as caches
 from robustviz.data import folder as pictures
 from robustviz.data import image_folder, load
 
@@ -143,7 +144,7 @@ def test_a_damaged_cache_is_written_anew(tmp_path, reads, cache, damage):
 
 def test_the_cache_has_a_usual_place(tmp_path, monkeypatch):
     monkeypatch.delenv("ROBUSTVIZ_CACHE")
-    monkeypatch.setattr(pictures.platformdirs, "user_cache_path", lambda name: tmp_path / "usual" / name)
+    monkeypatch.setattr(caches.platformdirs, "user_cache_path", lambda name: tmp_path / "usual" / name)
     image_folder(write(tmp_path / "set"))
     assert len(list((tmp_path / "usual" / "robustviz").glob("set-*.safetensors"))) == 1
 

@@ -150,7 +150,7 @@ def test_bad_settings_of_a_set(unchecked):
             call("extra")
     with pytest.raises(ValueError, match="cifar10, svhn, mnist, got 'imagenet'"):
         torchvision_set("imagenet")
-    with pytest.raises(FileNotFoundError, match="imagenet; known are digits, cifar10, svhn, mnist"):
+    with pytest.raises(FileNotFoundError, match="imagenet; known are digits, signs, cifar10, svhn, mnist"):
         load("imagenet")
 
 
