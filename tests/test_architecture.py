@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "robustviz"
 
 LAYERS = [
     {"types", "distributed"},
-    {"tensors", "records"},
+    {"tensors", "records", "neighbors"},
     {"data", "models", "objectives"},
     {"attacks"},
     {"defenses"},

@@ -13,7 +13,7 @@ from robustviz.cli.app import Count, Radius, Seed, app, say, unused
 from robustviz.cli.target import data_name, opened, retrained
 from robustviz.data import DOWNLOADS, load
 from robustviz.defenses import WNLLHead
-from robustviz.geometry import NEIGHBORS, Embedding, Separation, separation_rows
+from robustviz.geometry import MAP_NEIGHBORS, Embedding, Separation, separation_rows
 from robustviz.models import Classifier
 from robustviz.records import RunRecord, describe, table, write_atomic
 from robustviz.studies.geometry import Pair, study_pair
@@ -81,10 +81,10 @@ def features(
     other = None if beside is None else _beside(beside, checkpoint, data, root)
     pool = load(data, "train", root=root)
     training_set = pool.subset(min(training_images, len(pool)))
-    if len(training_set) <= NEIGHBORS:
+    if len(training_set) <= MAP_NEIGHBORS:
         raise ValueError(
-            f"--training-images must be at least {NEIGHBORS + 1}, because every point of a map is placed by its "
-            f"{NEIGHBORS} nearest, got {len(training_set)}"
+            f"--training-images must be at least {MAP_NEIGHBORS + 1}, because every point of a map is placed by its "
+            f"{MAP_NEIGHBORS} nearest, got {len(training_set)}"
             + (f": {data} holds no more" if len(training_set) == len(pool) else "; give more, the default is 2000")
         )
     say(f"{checkpoint} on {len(test_set)} test images of {test_set.name}, {threat.norm}, epsilon {threat.epsilon:.4g}")

@@ -1,7 +1,7 @@
 """The geometry of an attack: maps of features, ways through them, numbers beside them, decisions over a plane."""
 
 from robustviz.geometry.curves import Course, course
-from robustviz.geometry.embedding import NEIGHBORS, Embedding, Method, embed
+from robustviz.geometry.embedding import MAP_NEIGHBORS, Embedding, Method, embed
 from robustviz.geometry.planes import DecisionPlane, faithfulness, image_plane, map_regions
 from robustviz.geometry.separation import (
     Separation,
@@ -21,7 +21,7 @@ from robustviz.geometry.trajectories import Trajectory, trace_steps, trace_stren
 from robustviz.geometry.votes import Ballot, ballot
 
 __all__ = [
-    "NEIGHBORS",
+    "MAP_NEIGHBORS",
     "Ballot",
     "Course",
     "DecisionPlane",

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustviz.defenses.wnll.graph import nearest
 from robustviz.features import FeatureSnapshot
 from robustviz.geometry.arrays import read_arrays, write_arrays
+from robustviz.neighbors import nearest
 
 Method = Literal["umap", "pca"]
 
-NEIGHBORS = 15
+MAP_NEIGHBORS = 15
 """Neighbors that UMAP fits with, and that place a new point on its map."""
 
 
@@ -189,7 +189,7 @@ def embed(
     try:
         coordinates, placed = _umap(reference.values, values, seed)
     finally:
-        torch.set_num_threads(threads)  # numba has set it anew for the whole process
+        torch.set_num_threads(threads)  # numba changes it for the whole process
     positions = {
         record.condition: part.reshape(*record.values.shape[:-1], 2)
         for record, part in zip(records, placed, strict=True)
@@ -206,7 +206,7 @@ def _umap(reference: Tensor, others: Sequence[Tensor], seed: int) -> tuple[Tenso
     def numbers(values: Tensor) -> np.ndarray:
         return values.detach().float().cpu().numpy()
 
-    fitted = UMAP(n_neighbors=NEIGHBORS, random_state=seed, n_jobs=1).fit(numbers(reference))
+    fitted = UMAP(n_neighbors=MAP_NEIGHBORS, random_state=seed, n_jobs=1).fit(numbers(reference))
     coordinates = torch.from_numpy(fitted.embedding_).double()
     sizes = [len(values) for values in others]
     if not sum(sizes):
@@ -217,7 +217,7 @@ def _umap(reference: Tensor, others: Sequence[Tensor], seed: int) -> tuple[Tenso
 
 def _weighted_mean(queries: Tensor, points: Tensor, targets: Tensor) -> Tensor:
     """Mean of the targets of the nearest points, weighed by inverse distance."""
-    found = nearest(queries, points, min(NEIGHBORS, len(points)))
+    found = nearest(queries, points, min(MAP_NEIGHBORS, len(points)))
     weights = 1 / found.squared.sqrt().clamp_min(1e-12)
     weights = weights / weights.sum(1, keepdim=True)
     return (weights[..., None] * targets[found.indices]).sum(1)
@@ -225,9 +225,9 @@ def _weighted_mean(queries: Tensor, points: Tensor, targets: Tensor) -> Tensor:
 
 def _check_reference(reference: FeatureSnapshot) -> None:
     values = reference.values
-    if values.dim() != 2 or len(values) <= NEIGHBORS or values.shape[1] < 2:
+    if values.dim() != 2 or len(values) <= MAP_NEIGHBORS or values.shape[1] < 2:
         raise ValueError(
-            f"reference must hold at least {NEIGHBORS + 1} points of at least 2 channels, got {tuple(values.shape)}"
+            f"reference must hold at least {MAP_NEIGHBORS + 1} points of at least 2 channels, got {tuple(values.shape)}"
         )
     _check_values(values, reference)
     if bool((values == values[0]).all()):

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustviz.defenses.wnll.graph import nearest
 from robustviz.features import FeatureSnapshot
+from robustviz.neighbors import nearest
 from robustviz.objectives import logit_margin
 from robustviz.tensors import check_images, evaluating
 from robustviz.types import Images, Labels, Logits, PerImage

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from robustviz.data import ImageSet, digits
-from robustviz.geometry import NEIGHBORS
+from robustviz.geometry import MAP_NEIGHBORS
 from robustviz.models import Classifier
 from robustviz.presets import usual_threat
 from robustviz.widgets.channel import STRENGTHS
@@ -120,10 +120,10 @@ def feature_explorer(
     """
     network = single(network)
     training = digits("train") if training is None else training
-    if min(training_size, len(training)) <= NEIGHBORS:
+    if min(training_size, len(training)) <= MAP_NEIGHBORS:
         raise ValueError(
-            f"training and training_size must give at least {NEIGHBORS + 1} images, because every point of a map is "
-            f"placed by its {NEIGHBORS} nearest, got {len(training)} and {training_size}"
+            f"training and training_size must give at least {MAP_NEIGHBORS + 1} images, because every point of a map "
+            f"is placed by its {MAP_NEIGHBORS} nearest, got {len(training)} and {training_size}"
         )
     images = usual_images() if images is None else images
     usual = usual_threat(images.name).epsilon

@@ -12,7 +12,7 @@ from matplotlib.widgets import LassoSelector
 
 from robustviz.plots import COLORS, MapView, class_color, plot_map, show_picture, styled
 from robustviz.plots.style import pixels
-from robustviz.widgets.feature_record import NEIGHBORS, FeatureMeasurements, FeatureRecord
+from robustviz.widgets.feature_record import SHOWN_NEIGHBORS, FeatureMeasurements, FeatureRecord
 
 REACH = 12
 """How near the pointer must come to a cross, in pixels of the screen."""
@@ -46,7 +46,7 @@ class FeaturePicture:
         pair, neighbors = _split(pictures, 2, 1, height_ratios=(1.35, 1))
         neighbors.suptitle("nearest training images, in feature space", fontsize="medium")
         self.pair = [_Frame(ax, measured.images.images[0]) for ax in pair.subplots(1, 2)]
-        self.neighbors = [_Frame(ax, measured.images.images[0]) for ax in neighbors.subplots(1, NEIGHBORS)]
+        self.neighbors = [_Frame(ax, measured.images.images[0]) for ax in neighbors.subplots(1, SHOWN_NEIGHBORS)]
         self.courses = [
             _Course(ax, measured.strengths, values, name)
             for ax, values, name in zip(

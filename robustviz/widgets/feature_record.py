@@ -10,10 +10,10 @@ from torch import Tensor
 
 from robustviz.attacks import pgd
 from robustviz.data import ImageSet
-from robustviz.defenses.wnll.graph import nearest
 from robustviz.features import FeatureSnapshot, snapshot
 from robustviz.geometry import Embedding, Trajectory, distance_ratio, embed, margins, trace_strengths
 from robustviz.models import Classifier
+from robustviz.neighbors import nearest
 from robustviz.types import Labels, PerImage, Progress
 
 LAYER = "body"
@@ -21,7 +21,7 @@ LAYER = "body"
 
 METHODS = ("PCA", "UMAP")
 
-NEIGHBORS = 5
+SHOWN_NEIGHBORS = 5
 """Training images that are shown beside the chosen one."""
 
 
@@ -121,7 +121,7 @@ class FeatureMeasurements:
         stage = self.strengths.index(state.epsilon)
         places, trajectory = embedding.positions[self.trajectory.condition], self.trajectory
         chosen = trajectory.values[stage, state.image][None].double()
-        found = nearest(chosen, self.reference.values.double(), NEIGHBORS)
+        found = nearest(chosen, self.reference.values.double(), SHOWN_NEIGHBORS)
         return FeatureRecord(
             state,
             embedding,

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.neighbors import NearestNeighbors
 
-from robustviz.defenses.wnll import graph
-from robustviz.defenses.wnll.graph import affinity, alone, joined, nearest
+from robustviz import neighbors as search
+from robustviz.defenses.wnll.graph import affinity, alone, joined
+from robustviz.neighbors import nearest
 from robustviz.tensors import seeded
 
 
@@ -36,7 +37,7 @@ def clusters(spread, offset):
 )
 @pytest.mark.parametrize("block", [1, 700, 2**23])
 def test_weights_are_those_of_the_definition(points, block, monkeypatch):
-    monkeypatch.setattr(graph, "BLOCK", block)
+    monkeypatch.setattr(search, "BLOCK", block)
     ours = affinity(points, neighbors=15, scale_neighbor=8).to_dense()
     torch.testing.assert_close(ours, reference(points.numpy(), 15, 8), rtol=1e-6, atol=1e-12)
 
@@ -102,7 +103,7 @@ def test_ties_and_duplicates_give_weights_and_finite_gradients(points, neighbors
 @pytest.mark.parametrize("neighbors", [3, 15, 39, 40, 70])
 @pytest.mark.parametrize("block", [50, 2**23])
 def test_prepared_template_gives_the_same_weights(neighbors, block, monkeypatch):
-    monkeypatch.setattr(graph, "BLOCK", block)
+    monkeypatch.setattr(search, "BLOCK", block)
     features, template = normal(25, 3), normal(40, 3, seed=1)
     chosen = {"neighbors": neighbors, "scale_neighbor": 3}
     prepared = nearest(template, template, min(neighbors, 39), itself=True)

@@ -9,8 +9,9 @@ from hypothesis.extra import numpy as arrays
 from scipy.sparse import csr_matrix
 
 from robustviz.defenses import affinity, interpolate
-from robustviz.defenses.wnll import interpolation
-from robustviz.defenses.wnll.graph import joined, nearest
+from robustviz.defenses.wnll import dense_interpolation, interpolation
+from robustviz.defenses.wnll.graph import joined
+from robustviz.neighbors import nearest
 from robustviz.tensors import seeded
 
 CLASSES = 4
@@ -85,6 +86,24 @@ def test_asymmetric_weights_agree_with_graphlearning(solver, laplace, seed, mult
     for given_as in (weights, matrix):
         ours = interpolate(given_as, labels, CLASSES, multiplier=multiplier)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+@given(
+    st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.sampled_from([0.0, 0.5, 4.0])
+)
+@settings(max_examples=40, deadline=None)
+def test_the_fast_solution_is_the_dense_one(seed, unlabelled, known, classes, multiplier):
+    """Also its gradient in the weights, which autograd takes through the dense one."""
+    draw, size = seeded(seed), unlabelled + known
+    matrix = torch.rand(size, size, generator=draw, dtype=torch.float64).fill_diagonal_(0).requires_grad_()
+    labels = torch.randint(classes, (known,), generator=draw)
+    slope = torch.rand(unlabelled, classes, generator=draw, dtype=torch.float64)
+    fast = interpolate(matrix, labels, classes, multiplier=multiplier)
+    dense = dense_interpolation(matrix, labels, classes, multiplier)
+    torch.testing.assert_close(fast, dense, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad((u * slope).sum(), matrix)[0] for u in (fast, dense)]
+    # Shares sum to 1, so a slope that is the same for all classes must not matter; the dense one keeps its rounding.
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("points", [normal(400, 2), 20 * normal(5, 2)[torch.arange(400) % 5] + normal(400, 2, seed=1)])

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsRegressor
 
 from robustviz.features import FeatureSnapshot
-from robustviz.geometry import NEIGHBORS, Embedding, embed
+from robustviz.geometry import MAP_NEIGHBORS, Embedding, embed
 from robustviz.tensors import seeded
 
 CENTERS = torch.tensor([[0.0, 0, 0, 0], [9, 0, 0, 0], [0, 9, 0, 0]])
@@ -51,7 +51,7 @@ def test_pca_is_scikit_learns(flat):
 
 
 def test_new_points_on_umap_are_the_weighted_mean_of_their_neighbors(umap):
-    oracle = KNeighborsRegressor(NEIGHBORS, weights="distance", algorithm="kd_tree")
+    oracle = KNeighborsRegressor(MAP_NEIGHBORS, weights="distance", algorithm="kd_tree")
     oracle.fit(umap.reference.values.double().numpy(), umap.coordinates.numpy())
     others = clusters(40, 2).values
     np.testing.assert_allclose(umap.place(others), oracle.predict(others.double().numpy()), atol=1e-9)

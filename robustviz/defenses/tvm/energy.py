@@ -1,4 +1,4 @@
-"""Total variation minimization: forget some pixels of a picture, then look for the simplest one that fits the rest.
+"""The energy, and the function that minimizes it: drop some pixels, then find the simplest picture that fits the rest.
 
     E(z) = 1/2 * sum over kept pixels of (z - images)^2  +  weight * sum over channels and pixels of sqrt(dv^2 + dh^2)
 
@@ -18,19 +18,19 @@ import torch
 from jaxtyping import Bool
 from torch import Generator, Tensor
 
-from robustviz.defenses.tvm.primal_dual import Problem, rows_of
+from robustviz.defenses.tvm.primal_dual import Descent, Maps
 from robustviz.tensors import check_images, seeded
 from robustviz.types import Images, PerImage
 
 Kept = Bool[Tensor, "n k h w"]
 """Which pixels count: k is 1 where the channels share a mask, else the number of channels."""
 
-HASTE, SETTLING = 1.5, 1.5
-"""How long the first steps on pixels are, and the power by which they shorten to the end; tuned on photographs. Long
-steps travel, short ones settle."""
+FIRST_RATIO, DECAY = 1.5, 1.5
+"""Ratio by which tau is longer (and sigma shorter) at the first step, and the power by which it falls to 0 at the last
+one; tuned on photographs. Long steps of pixels travel, short ones settle."""
 
 CACHED = 2**16
-"""Numbers in the pictures that a processor works on at a time, so that all maps stay in its fast memory."""
+"""Numbers in the pictures that a CPU works on at a time, so that all maps stay in its cache."""
 
 CHECK_EVERY = 10
 """Steps between two looks at how far each picture is from its minimum; a look costs as much as a step or two."""
@@ -42,7 +42,7 @@ class TVStep:
 
     Attributes:
         step: Steps made so far; 0 is the start, in which dropped pixels are filled in from their neighbors.
-        images: Where the pictures stand.
+        images: The pictures at this step.
         energy: Their energies.
     """
 
@@ -70,7 +70,7 @@ def total_variation(images: Images) -> PerImage:
 
 
 def tv_energy(images: Images, observed: Images, kept: Kept, *, weight: float = 0.03) -> PerImage:
-    """What `minimize_tv` makes small: half the squared distance on the kept pixels + weight * total variation.
+    """Compute what `minimize_tv` minimizes: half the squared distance on the kept pixels + weight * total variation.
 
     Raises:
         ValueError: If the mask is not one of true and false that fits the images.
@@ -119,8 +119,8 @@ def minimize_tv(
         images: Pixels in [0, 1]; the values of dropped ones do not matter.
         weight: Price of variation against fidelity, > 0; larger is smoother.
         keep: Probability that a pixel is kept, in (0, 1].
-        steps: At most so many; they shorten towards the last one, so 50 of 50 come closer than 50 of 100. With half of
-            the pixels dropped, twice as many come as close to the minimum.
+        steps: Maximum number; step lengths shrink towards the last one, so 50 of 50 come closer than 50 of 100. With
+            half of the pixels dropped, it takes twice as many to come as close to the minimum.
         tolerance: A picture of which nothing was dropped is done once its energy is proven to be within this share of
             the minimum (duality gap). With dropped pixels the proof comes too late: such a picture is done once ten
             steps have changed its energy by less than this share, and is then usually as near; small or flat pictures
@@ -178,35 +178,24 @@ def _minimize(
     on_step: Callable[[TVStep], Any] | None = None,
 ) -> Images:
     """Take the steps under a given mask."""
-    problem = Problem.of(images, kept, weight)
-    start, nothing = problem.observed, torch.zeros_like(problem.observed)
-    result, state = start, (start, nothing, nothing)
-    found = state
-    rows, whole = torch.arange(len(images), device=images.device), kept.flatten(1).all(1)
-    energy = torch.full_like(start[0, 0, :, 0], torch.inf)
+    descent = Descent(images, kept, weight)
     for step in range(steps + 1):
         look = step % CHECK_EVERY == 0
         if look or step == steps or on_step is not None:
-            result = result.index_copy(2, rows, found[0].clamp(problem.low, problem.high))
+            descent.collect()
         if on_step is not None:
-            now = result.detach().permute(2, 3, 0, 1).contiguous()
+            now = _images_of(descent.result.detach())
             on_step(TVStep(step, now, tv_energy(now, images.detach(), kept, weight=weight)))
-        if look:
-            before, energy = energy, problem.energy(found[0])
-            excess = (before - energy).abs()
-            if whole.any():
-                excess = torch.where(whole, energy - problem.bound(*found[1:]), excess)
-            far = excess > tolerance * energy
-            rows = rows[far]
-            if not len(rows):
-                break
-            if not far.all():
-                problem = problem.select(far)
-                state, found = rows_of(state, far), rows_of(found, far)
-                energy, whole = energy[far], whole[far]
+        if look and not descent.leave(tolerance):
+            break
         if step < steps:
-            state, found = problem.step(*state, HASTE * (1 - step / steps) ** SETTLING)
-    start, result = (maps.permute(2, 3, 0, 1).contiguous() for maps in (start, result))
+            descent.step(FIRST_RATIO * (1 - step / steps) ** DECAY)
+    start, result = _images_of(descent.start), _images_of(descent.result)
     with torch.no_grad():
         before, after = (tv_energy(point, images, kept, weight=weight) for point in (start, result))
     return torch.where((after <= before).view(-1, 1, 1, 1), result, start)
+
+
+def _images_of(maps: Maps) -> Images:
+    """Turn the solver's layout (h, w, n, c) back into (n, c, h, w)."""
+    return maps.permute(2, 3, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""TVM as a defense: a layer that purifies images, and a training set that has seen what it makes of them.
+"""TVM as a layer that purifies images, and a training set that holds their purified versions.
 
 Half of the pixels dropped, small images blur, and a net that never saw such images loses accuracy on clean ones. So
 the layer and the augmented training go together.
@@ -8,7 +8,6 @@ variation minimization", arXiv 1809.08516; the layer is that of Guo et al., arXi
 """
 
 import hashlib
-import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,19 +21,15 @@ from torch import Generator, nn
 from tqdm.auto import tqdm
 
 from robustviz.data import ImageSet
-from robustviz.defenses.tvm import energy as variation
-from robustviz.defenses.tvm import primal_dual
-from robustviz.defenses.tvm.energy import TVStep, check_settings, draw_kept, minimize_tv, total_variation, tv_energy
-from robustviz.records import versions, write_atomic
+from robustviz.defenses.tvm.energy import check_settings, minimize_tv
+from robustviz.records import write_atomic
 from robustviz.tensors import draw_seed, seeded
 from robustviz.types import Images
-
-__all__ = ["TVM", "TVStep", "augment", "draw_kept", "minimize_tv", "total_variation", "tv_energy"]
 
 Part = Literal["clean", "tvm", "attacked", "tvm_attacked"]
 
 BATCH = 64
-"""Images that `augment` purifies at a time; small enough for fast memory."""
+"""Images that `augment` purifies at a time; small enough for a CPU's cache."""
 
 
 class TVM(nn.Module):
@@ -44,18 +39,20 @@ class TVM(nn.Module):
     through all the steps; an attack that approximates them replaces this layer.
 
     Args:
-        weight: As in `minimize_tv`, like the others.
-        keep: Likewise.
-        steps: Likewise; with half of the pixels dropped, 50 come within 0.1 % of the least energy of photographs, taken
-            together; nearly flat ones stay farther off.
-        tolerance: Likewise.
-        per_channel: Likewise.
+        weight: Price of variation against fidelity, > 0.
+        keep: Probability that a pixel is kept, in (0, 1].
+        steps: Maximum number of steps; with half of the pixels dropped, 50 come within 0.1 % of the least energy of
+            photographs, taken together; nearly flat ones stay farther off.
+        tolerance: When a picture is done, see `minimize_tv`.
+        per_channel: Drop the channels of a pixel one by one instead of together.
 
     Raises:
         ValueError: If a setting is out of range.
     """
 
     stochastic = True
+    revision = 1
+    """Raised when the same settings give other pictures, so that stored ones are made again."""
 
     def __init__(
         self,
@@ -136,8 +133,7 @@ def _purified(images: Images, purifier: TVM, seed: int, part: str, folder: Path 
     """Read the TVM versions if they are stored whole, else make and store them."""
     pixels = images.detach().cpu().contiguous()
     settings = purifier.settings | {"seed": seed, "shape": list(images.shape), "dtype": str(images.dtype)}
-    settings |= {"part": part, "batch": BATCH, "robustviz": versions()["robustviz"]}
-    settings["solver"] = hashlib.sha256("".join(map(inspect.getsource, (variation, primal_dual))).encode()).hexdigest()
+    settings |= {"part": part, "batch": BATCH, "revision": purifier.revision}
     settings["pixels"] = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
     description = json.dumps(settings, sort_keys=True)
     path = None

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustviz.defenses.wnll.graph import Neighbors, Weights, alone, check_graph, checked, joined, nearest
+from robustviz.defenses.wnll.graph import Weights, alone, check_graph, checked, joined
 from robustviz.defenses.wnll.interpolation import check_template, interpolate
+from robustviz.neighbors import Neighbors, nearest
 from robustviz.types import Labels, Logits
 
 Gradient = Literal["exact", "surrogate", "surrogate-log"]
@@ -22,16 +23,16 @@ class WNLLHead(nn.Module):
         template_labels: Their classes (m,).
         classes: How many classes there are; the template must hold every one.
         linear: The linear head beside it, whose gradient the surrogates borrow.
-        template_indices: Where each template image stands in its image set; `votes` answers with these numbers.
+        template_indices: Position of each template image in its image set; `votes` names images by these numbers.
             None counts from 0.
         neighbors: K of the graph.
         scale_neighbor: M of the graph, at most K.
         joint: One graph for the whole batch, as published: an answer then depends on the rest of the batch. Else every
             image is answered as if it came alone, by a weighted vote without solving a system.
-        gradient: What comes out, and the gradient that goes back. `"exact"`: log(u + 1e-12) with its gradient.
+        gradient: What the layer returns, and its gradient. `"exact"`: log(u + 1e-12) with its gradient.
             `"surrogate"`: u itself with the gradient of the linear head, as published. `"surrogate-log"`:
             log(u + 1e-12) with the gradient of the linear head.
-        templates: Take the points as so many templates of equal size, one after the other, and average their answers.
+        templates: Number of equal parts of the points, each a template by itself; their answers are averaged.
 
     Raises:
         ValueError: If a setting is out of range, or the template is empty, not finite or lacks a class.
@@ -103,8 +104,8 @@ class WNLLHead(nn.Module):
         """Tell which template points decide: u is the sum of their one-hot labels with these weights.
 
         Args:
-            features: Of the images asked about; their graph is that of `forward`.
-            count: Name only the heaviest so many; None names all that have a weight.
+            features: Features of the query images; their graph is that of `forward`.
+            count: Number of votes returned, heaviest first; None returns all that have a weight.
 
         Returns:
             Indices of the template images, heaviest first, and their weights. All weights of an image sum to 1.
@@ -149,7 +150,7 @@ class WNLLHead(nn.Module):
         """Return a head on the same template and linear head, some of its settings changed.
 
         Args:
-            **settings: `neighbors`, `scale_neighbor`, `joint` or `gradient`.
+            **settings: New values of `neighbors`, `scale_neighbor`, `joint` or `gradient`.
         """
         kept = {name: getattr(self, name) for name in ("neighbors", "scale_neighbor", "joint", "gradient", "templates")}
         changed = WNLLHead(
@@ -190,7 +191,7 @@ class WNLLHead(nn.Module):
 
 
 def expected_size(classes: int) -> float:
-    """How many random points it takes on average to see every one of equally likely classes: C(1 + 1/2 + ... + 1/C)."""
+    """Mean number of random points until each of C equally likely classes has been drawn: C(1 + 1/2 + ... + 1/C)."""
     return classes * sum(1 / number for number in range(1, classes + 1))
 
 

@@ -1,10 +1,17 @@
-"""Interpolation by the weighted nonlocal Laplacian, with its exact gradient.
+"""The system of the weighted nonlocal Laplacian: `dense_interpolation` writes it down, `interpolate` solves it fast.
 
-    sum_y (w_xy + w_yx) (u_x - u_y)  +  mu * sum_{y in template} w_yx (u_x - u_y)  =  0     for unlabelled x
-    u_y = one-hot label of y                                                                for y in the template
+    sum_y (w_xy + w_yx) (u_x - u_y)  +  mu * sum_{y in L} w_yx (u_x - u_y)  =  0     for x in U (not in the template)
+    u_y = g_y, the one-hot label of y                                                for y in L (the template)
 
-It is a network of resistors. A pair (x, y) of the weights is a wire with conductance w_xy, or (1 + mu) w_xy if x is a
-template point; the template is held at the voltages of its labels, and u is the voltage of everything else.
+With c_xy = w_xy + w_yx + mu [y in L] w_yx this is one symmetric positive definite system for all classes:
+
+    A u_U = c_UL g,    A = diag(sum_y c_xy) - c_UU
+
+Its gradient takes one more solve with the same matrix. For a loss l(u_U): A lambda = dl/du_U, lambda_L = 0, and then
+dl/dc_xy = (lambda_x - lambda_y) . (u_y - u_x) for every pair.
+
+(The same equations describe a network of resistors: c_xy is the conductance between x and y, the template is held at
+the voltages g, and u is the voltage everywhere else.)
 """
 
 from collections.abc import Callable
@@ -21,13 +28,36 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from robustviz.defenses.wnll.graph import Weights, nearest
+from robustviz.defenses.wnll.graph import Weights
+from robustviz.neighbors import nearest
 
 DENSE_LIMIT = 2000
-"""Up to so many unlabelled points the system is factored; above, it is solved by conjugate gradients."""
+"""Up to this many unlabelled points the matrix is factored; above, the system is solved by conjugate gradients."""
 
 Solver = Callable[[Tensor], Tensor]
 """Takes right-hand sides (u, classes) to solutions of the same shape."""
+
+
+def dense_interpolation(
+    weights: Float[Tensor, "n n"], template_labels: Int[Tensor, "m"], classes: int, multiplier: float
+) -> Float[Tensor, "u classes"]:
+    """Solve the system as it is written in the paper, with whole matrices; `interpolate` gives the same, fast.
+
+    Args:
+        weights: w_xy, unlabelled points first, then the template; each unlabelled point must be joined to it.
+        template_labels: Classes of the template points.
+        classes: How many classes there are.
+        multiplier: mu; n / m - 1 for WNLL, 0 for plain Laplace learning.
+
+    Returns:
+        u for the unlabelled points: a share of every class.
+    """
+    unlabelled = len(weights) - len(template_labels)
+    c = weights + weights.T
+    c[:unlabelled, unlabelled:] += multiplier * weights[unlabelled:, :unlabelled].T
+    c_uu, c_ul = c[:unlabelled, :unlabelled], c[:unlabelled, unlabelled:]
+    g = F.one_hot(template_labels, classes).to(weights)
+    return torch.linalg.solve(c[:unlabelled].sum(1).diag() - c_uu, c_ul @ g)
 
 
 def interpolate(
@@ -69,12 +99,12 @@ def interpolate(
         raise ValueError(f"multiplier must be finite and >= 0, got {multiplier}")
     used = ((weights.source < unlabelled) | (weights.target < unlabelled)).nonzero().squeeze(1)
     source, target = weights.source[used], weights.target[used]
-    conductance = weights.values.index_select(0, used).double() * (1 + multiplier * (source >= unlabelled).double())
-    links = _links(weights, source, target, conductance.detach(), unlabelled)
+    # A pair (x, y) adds this to c_xy and to c_yx: w_xy, or (1 + mu) w_xy where x is a template point.
+    edges = weights.values.index_select(0, used).double() * (1 + multiplier * (source >= unlabelled).double())
+    links = _links(weights, source, target, edges.detach(), unlabelled)
     source, target = torch.cat([source, links[:, 0]]), torch.cat([target, links[:, 1]])
-    conductance = torch.cat([conductance, conductance.new_ones(len(links))])
-    voltages = _Voltages.apply(conductance, source, target, template_labels, classes, unlabelled)
-    return voltages.to(weights.values.dtype)
+    edges = torch.cat([edges, edges.new_ones(len(links))])
+    return _Solution.apply(edges, source, target, template_labels, classes, unlabelled).to(weights.values.dtype)
 
 
 def check_template(template_labels: Tensor, classes: int) -> None:
@@ -86,44 +116,42 @@ def check_template(template_labels: Tensor, classes: int) -> None:
         raise ValueError(f"template_labels must lie in 0..{classes - 1}, got {low if low < 0 else high}")
 
 
-class _Voltages(torch.autograd.Function):
-    """Solve A u = b once for the voltages, and A lambda = dl/du once more for the gradient (A is symmetric)."""
+class _Solution(torch.autograd.Function):
+    """Solve A u = c_UL g once for the value, and A lambda = dl/du once more for the gradient (A is symmetric)."""
 
     @staticmethod
     def forward(
-        ctx: Any, conductance: Tensor, source: Tensor, target: Tensor, labels: Tensor, classes: int, unlabelled: int
+        ctx: Any, edges: Tensor, source: Tensor, target: Tensor, labels: Tensor, classes: int, unlabelled: int
     ) -> Tensor:
-        inputs = conductance.new_zeros(unlabelled, classes)
-        for near, far in ((source, target), (target, source)):
-            held = far >= unlabelled
-            inputs.index_put_((near[held], labels[far[held] - unlabelled]), conductance[held], accumulate=True)
-        ctx.solve = _solver(conductance, source, target, unlabelled)
+        right = edges.new_zeros(unlabelled, classes)
+        for x, y in ((source, target), (target, source)):
+            labelled = y >= unlabelled
+            right.index_put_((x[labelled], labels[y[labelled] - unlabelled]), edges[labelled], accumulate=True)
+        ctx.solve = _solver(edges, source, target, unlabelled)
         # Rounding in a badly conditioned system scales whole rows; their sum is known.
-        voltages = ctx.solve(inputs).clamp_min(0)
-        voltages /= voltages.sum(1, keepdim=True)
-        ctx.save_for_backward(voltages, source, target, labels)
-        return voltages
+        u = ctx.solve(right).clamp_min(0)
+        u /= u.sum(1, keepdim=True)
+        ctx.save_for_backward(u, source, target, labels)
+        return u
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        voltages, source, target, labels = ctx.saved_tensors
-        adjoint = F.pad(ctx.solve(gradient), (0, 0, 0, len(labels)))
-        voltages = torch.cat([voltages, F.one_hot(labels.long(), voltages.shape[1]).to(voltages)])
-        # How much a wire matters: the drop of the adjoint along it times the drop of the voltage against it.
-        drop = adjoint.index_select(0, source) - adjoint.index_select(0, target)
-        rise = voltages.index_select(0, target) - voltages.index_select(0, source)
-        return (drop * rise).sum(1), None, None, None, None, None
+        u, source, target, labels = ctx.saved_tensors
+        adjoint = F.pad(ctx.solve(gradient), (0, 0, 0, len(labels)))  # lambda, 0 on the template
+        u = torch.cat([u, F.one_hot(labels.long(), u.shape[1]).to(u)])
+        across = adjoint.index_select(0, source) - adjoint.index_select(0, target)
+        return (across * (u.index_select(0, target) - u.index_select(0, source))).sum(1), *[None] * 5
 
 
-def _solver(conductance: Tensor, source: Tensor, target: Tensor, unlabelled: int) -> Solver:
+def _solver(edges: Tensor, source: Tensor, target: Tensor, unlabelled: int) -> Solver:
     """Choose how to solve the system: by division if no unlabelled points are joined, else factored or iterated."""
     ends = torch.cat([source, target]).clamp_max(unlabelled)
-    degree = conductance.new_zeros(unlabelled + 1).index_add(0, ends, conductance.repeat(2))[:unlabelled]
+    degree = edges.new_zeros(unlabelled + 1).index_add(0, ends, edges.repeat(2))[:unlabelled]
     inside = (source < unlabelled) & (target < unlabelled)
     if not inside.any():
-        return lambda inputs: inputs / degree[:, None]
-    pairs, values = torch.stack([source[inside], target[inside]]), conductance[inside]
+        return lambda right: right / degree[:, None]
+    pairs, values = torch.stack([source[inside], target[inside]]), edges[inside]
     if unlabelled > DENSE_LIMIT:
         both = torch.cat([pairs, pairs.flip(0)], 1)
         joined = torch.sparse_coo_tensor(both, values.repeat(2), (unlabelled, unlabelled), check_invariants=False)
@@ -132,17 +160,17 @@ def _solver(conductance: Tensor, source: Tensor, target: Tensor, unlabelled: int
     for row, column in (pairs, pairs.flip(0)):
         matrix.index_put_((row, column), -values, accumulate=True)
     factor = torch.linalg.cholesky(matrix)
-    return lambda inputs: torch.cholesky_solve(inputs, factor)
+    return lambda right: torch.cholesky_solve(right, factor)
 
 
-def _conjugate_gradients(joined: Tensor, degree: Tensor, inputs: Tensor, *, tolerance: float = 1e-13) -> Tensor:
-    """Solve (degree - joined) u = inputs for every column at once, with a Jacobi preconditioner."""
+def _conjugate_gradients(joined: Tensor, degree: Tensor, right: Tensor, *, tolerance: float = 1e-13) -> Tensor:
+    """Solve (degree - joined) u = right for every column at once, with a Jacobi preconditioner."""
     degree = degree[:, None]
-    solution = torch.zeros_like(inputs)
-    residual, direction = inputs, inputs / degree
+    solution = torch.zeros_like(right)
+    residual, direction = right, right / degree
     energy = (residual * direction).sum(0)
     goal = tolerance**2 * energy
-    for _ in range(10 * len(inputs)):
+    for _ in range(10 * len(right)):
         if bool((energy <= goal).all()):
             break
         image = degree * direction - torch.sparse.mm(joined, direction)
@@ -155,17 +183,17 @@ def _conjugate_gradients(joined: Tensor, degree: Tensor, inputs: Tensor, *, tole
     return solution
 
 
-def _links(weights: Weights, source: Tensor, target: Tensor, conductance: Tensor, unlabelled: int) -> Tensor:
+def _links(weights: Weights, source: Tensor, target: Tensor, edges: Tensor, unlabelled: int) -> Tensor:
     """Join every component without a template point to the template point nearest to it: pairs (links, 2).
 
-    A wire counts as cut when it is nearly lost to rounding beside the others of both its ends. What a link weighs does
+    An edge counts as cut when it is nearly lost to rounding beside the others of both its ends. What a link weighs does
     not matter, because everything behind it takes the label of its other end.
     """
     ends = torch.stack([source, target]).clamp_max(unlabelled)
-    degree = conductance.new_zeros(unlabelled + 1)
-    degree.index_add_(0, ends.flatten(), conductance.repeat(2))
+    degree = edges.new_zeros(unlabelled + 1)
+    degree.index_add_(0, ends.flatten(), edges.repeat(2))
     degree[unlabelled] = torch.inf
-    strong = conductance > 1e-10 * degree[ends].amin(0)
+    strong = edges > 1e-10 * degree[ends].amin(0)
     rows, columns = ends[:, strong].cpu().numpy()
     graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(unlabelled + 1, unlabelled + 1))
     _, component = connected_components(graph, directed=False)

@@ -1,11 +1,10 @@
-"""WNLL: the data-dependent output activation, an interpolation from labelled templates instead of a linear layer.
+"""A network whose last layer is WNLL, and the pieces that its training needs.
 
     body -> buffer block (Linear + ReLU, part of `body`) -> { linear head | WNLL head }
 
-`affinity` makes a graph of batch and template, `interpolate` carries the labels over it, and `WNLLHead` is both as a
-layer. Here they become a network. Its training alternates: everything through the linear head (A), then the buffer
-alone through WNLL (B: `only_buffer_trains` with `wnll_objective`). B moves the features of the head's own template, so
-`refresh_template` follows every epoch, before anything is measured. `pipelines.harden` puts all of it together.
+Training alternates: everything through the linear head (A), then the buffer alone through WNLL (B:
+`only_buffer_trains` with `wnll_objective`). B moves the features of the head's own template, so `refresh_template`
+follows every epoch, before anything is measured. `training.stages` puts all of it together.
 
 Source: Wang, Lin, Yin, Zhu, Bertozzi & Osher, "Adversarial defense via data dependent activation function and total
 variation minimization", arXiv 1809.08516; Wang et al., "Deep neural nets with interpolating function as output
@@ -46,13 +45,16 @@ __all__ = [
 
 
 def balanced(labels: Labels, size: int, classes: int, generator: Generator | None = None) -> Int[Tensor, "size"]:
-    """Draw indices that hold every class equally often, as far as there are enough; classes take turns in the result.
+    """Draw the indices of a class-balanced sample: every class equally often, as far as there are enough images.
 
     Args:
-        labels: To draw from.
-        size: How many.
-        classes: How many classes there are.
+        labels: Classes of the images to draw from.
+        size: Number of images.
+        classes: Number of classes.
         generator: Source of the draw; None is a fresh one seeded 0.
+
+    Returns:
+        Indices in rounds: one image of each class, then the next of each, so that every part of them is balanced too.
 
     Raises:
         ValueError: If size is below the number of classes or above the number of labels.
@@ -65,8 +67,12 @@ def balanced(labels: Labels, size: int, classes: int, generator: Generator | Non
     generator = seeded(0) if generator is None else generator
     order = torch.randperm(len(labels), generator=generator, device=generator.device).cpu()
     shuffled = labels.cpu()[order]
-    turn = F.one_hot(shuffled, classes).cumsum(0).gather(1, shuffled[:, None]).squeeze(1)
-    return order[torch.argsort(turn * classes + shuffled)[:size]]
+    # The round of an image is its place among those of its class; rounds are taken one after the other.
+    by_class, counts = shuffled.argsort(stable=True), shuffled.bincount(minlength=classes)
+    first = counts.cumsum(0) - counts
+    rounds = torch.empty_like(shuffled)
+    rounds[by_class] = torch.arange(len(shuffled)) - first[shuffled[by_class]]
+    return order[torch.argsort(rounds * classes + shuffled)[:size]]
 
 
 def wnll_classifier(
@@ -84,14 +90,14 @@ def wnll_classifier(
     """Put a WNLL head on a trained network: a class-balanced template is drawn and its features are computed.
 
     Args:
-        classifier: With a linear head, which stays beside the new one; every other module is shared.
+        classifier: Network with a linear head, which stays beside the new one; every other module is shared.
         image_set: Labelled images to draw from, usually those of the training.
         size: Points of one template.
-        templates: How many disjoint templates; their answers are averaged.
-        neighbors: As in `WNLLHead`.
-        scale_neighbor: As in `WNLLHead`.
-        joint: As in `WNLLHead`.
-        gradient: As in `WNLLHead`.
+        templates: Number of disjoint templates; their answers are averaged.
+        neighbors: K, see `WNLLHead`.
+        scale_neighbor: M, see `WNLLHead`.
+        joint: One graph for a whole batch, or one for each image; see `WNLLHead`.
+        gradient: What the head returns, and its gradient; see `WNLLHead`.
         generator: Source of the draw; None is a fresh one seeded 0.
 
     Returns:
@@ -190,7 +196,7 @@ def only_buffer_trains(classifier: Classifier) -> Iterator[None]:
 
 
 def wnll_objective(template_set: ImageSet, size: int) -> Objective:
-    """Make the objective of stage B: -log u of the label, interpolated from a template that is drawn anew each time.
+    """Make the objective of stage B: -log u of the label, interpolated from a template drawn at random for each batch.
 
     The features of batch and template are made with gradient and form one graph with the settings of the model's WNLL
     head; with a surrogate gradient there, cross-entropy has the linear head's gradient, as published.
