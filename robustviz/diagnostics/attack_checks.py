@@ -64,7 +64,7 @@ def more_steps(evidence: Evidence) -> Finding:
     verdict = graded(change, max(0.005, 2 * evidence.least), 0.05)
     reason = f"{evidence.steps} steps leave {before:.1%} right, {2 * evidence.steps} leave {after:.1%}"
     reason += ": the attack has converged." if verdict == "pass" else ": the attack has not converged."
-    remedy = "" if verdict == "pass" else "Use more steps until the accuracy stands still, and report that number."
+    remedy = "" if verdict == "pass" else "Use more steps until the accuracy no longer changes, and report that number."
     return Finding("twice the steps", verdict, change, "points", reason, CARLINI, remedy)
 
 
@@ -103,9 +103,7 @@ def larger_epsilon(evidence: Evidence) -> Finding:
         reason += " It falls all the way to nothing."
     else:
         remedy = "The attack is at fault, not the network: look at gradient, loss and step size."
-        reason += (
-            f" At radius {radii[-1]:.3g} every image may become plain gray, yet {left:.0%} are still decided right"
-        )
+        reason += f" At radius {radii[-1]:.3g} every image may become plain gray, yet {left:.0%} are still correct"
         reason += "." if verdicts[0] == "pass" else f"; and a larger radius raises accuracy by up to {rise:.0%}."
     return Finding("larger epsilon", verdict, left, "share", reason, ATHALYE, remedy)
 
@@ -166,7 +164,7 @@ def black_box(evidence: Evidence) -> Finding:
     if verdict == "pass":
         return Finding(check, verdict, white - black, "points", f"{reason}.", ATHALYE)
     if verdict == "fail":
-        reason += ": whoever sees less finds more, so the gradient hides something."
+        reason += ": an attack that sees less finds more, so the gradient hides something."
     else:
         reason += ": each finds what the other misses, so neither alone is the worst case."
     remedy = "Attack with another gradient (BPDA, a smoother loss); report the worst case with the black box."
@@ -194,13 +192,13 @@ def transferred(evidence: Evidence) -> Finding:
 
 
 def along_the_path(evidence: Evidence) -> Finding:
-    """Ask whether the attack passed wrong decisions on its way and came back with a right one.
+    """Ask whether the attack passed wrong decisions on its path and returned a correct one.
 
     Source: Pintor et al., arXiv 2106.09947 (indicator: the attack does not return what it found).
     """
     share = share_of(evidence.walk.lost)
     verdict = graded(share, max(0.01, evidence.least), 0.05)
-    reason = f"For {share:.1%} of the images PGD met a wrong decision on its way and ended at a right one"
+    reason = f"For {share:.1%} of the images PGD passed a wrong decision on its path and ended at a correct one"
     remedy = ""
     if verdict == "pass":
         reason += ": what it finds, it returns."

@@ -33,7 +33,7 @@ def slopes(
         images: In [0, 1]; moved inwards so that both sides stay there.
         labels: Their classes.
         step: How far each pixel is moved to both sides.
-        seed: Of the directions, and of a network that draws.
+        seed: Seed of the directions, and of a stochastic network's draws.
 
     Returns:
         Both (images, directions); where answers depend on the batch, both (1, directions) for the whole batch.

@@ -18,7 +18,7 @@ LARGE_GAP, LOST_GAP = 30.0, 100.0
 
 
 def clean_accuracy(evidence: Evidence) -> Finding:
-    """Ask whether the network is right on clean images, in evaluation mode, and stays as it is when it is used.
+    """Ask whether the network classifies clean images correctly, in evaluation mode, and stays as it is in use.
 
     A forward pass that switches a layer to train mode, or moves the averages of batch norm, makes every further answer
     that of another network.
@@ -30,7 +30,7 @@ def clean_accuracy(evidence: Evidence) -> Finding:
     low, high = wilson(share, count)
     verdict: Verdict = "pass"
     remedy = ""
-    reason = f"It is right on {share:.1%} of {count} clean images (95 % interval {low:.1%} to {high:.1%})"
+    reason = f"It classifies {share:.1%} of {count} clean images correctly (95 % interval {low:.1%} to {high:.1%})"
     if evidence.logits.isnan().any():
         verdict, reason = "fail", "Its logits contain NaN, so that its decisions mean nothing."
         remedy = "Find where they arise; a training that diverged is the usual cause."
@@ -112,7 +112,7 @@ def logit_scale(evidence: Evidence) -> Finding:
             "Every row of outputs is positive and adds up to 1: these are probabilities, not logits. Cross-entropy "
             "applies a second softmax to them, and its gradient almost disappears."
         )
-        return Finding(check, "fail", gap, unit, reason, CROCE, "Return what stands before the softmax.")
+        return Finding(check, "fail", gap, unit, reason, CROCE, "Return the logits, before the softmax.")
     verdict = graded(gap, LARGE_GAP, LOST_GAP)
     reason = f"On half of the images the largest logit is at least {gap:.3g} above the second"
     if verdict == "pass":
@@ -122,7 +122,7 @@ def logit_scale(evidence: Evidence) -> Finding:
 
 
 def gradient_present(evidence: Evidence) -> Finding:
-    """Ask for how many of the images decided right the gradient of a usual loss is exactly zero or not a number.
+    """Ask for how many correctly classified images the gradient of a usual loss is exactly zero or not a number.
 
     Source: Athalye et al., arXiv 1802.00420 (shattered gradients); Carlini et al., arXiv 1902.06705.
     """

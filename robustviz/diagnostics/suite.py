@@ -59,7 +59,7 @@ def diagnose(
         threat: What the attacker may do.
         attacks: Attacks made for this defense, by name; they count in the worst case and show what the usual ones miss.
         undefended: A network for the same task without the defense; without it two checks are not run.
-        steps: Of each iterated attack.
+        steps: Steps of each iterated attack.
         queries: Proposals of each black-box attack; a random network is asked a tenth of them.
         generator: Source of the seed; None is a fresh one seeded 0.
         on_check: Called after every check with (finding, done, total); None shows a progress bar.
@@ -68,7 +68,7 @@ def diagnose(
         One finding for each check, and the accuracies that they rest on.
 
     Raises:
-        TypeError: If images or labels are not tensors of the right kind, or `undefended` is no network.
+        TypeError: If images or labels are not tensors of the right kind, or `undefended` is not a network.
         ValueError: If images, labels or a setting are out of range, a name in `attacks` is one that the checks use,
             the model does not return logits (n, K), or `undefended` has another number of classes.
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from robustviz.attacks import fgsm, ifgsm, pgd
 from robustviz.data import ImageSet, digits
-from robustviz.evaluation import RobustnessTable, Sweep, evaluate, sweep
+from robustviz.evaluation import Gallery, RobustnessTable, Sweep, evaluate, sweep
 from robustviz.models import Classifier, initialized, small_cnn
 from robustviz.pages.geometry import geometry_section
 from robustviz.pages.report import Grid, Picture, Section, write_report
-from robustviz.plots import Gallery, plot_accuracy, plot_gallery
+from robustviz.plots import plot_accuracy, plot_gallery
 from robustviz.records import RunRecord, describe, table
 from robustviz.studies.cas import cas_section
 from robustviz.studies.tvm import tvm_section

@@ -18,11 +18,11 @@ class Picture:
     """A figure in a report.
 
     Attributes:
-        name: Of its file, without ending.
+        name: Name of its file, without suffix.
         png: The picture, base64-encoded.
-        width: Of the shown picture, in CSS pixels.
+        width: Width of the shown picture, in CSS pixels.
         alt: What a reader who cannot see it should know.
-        caption: What stands below it.
+        caption: Text below it.
     """
 
     name: str

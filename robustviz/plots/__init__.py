@@ -3,8 +3,8 @@
 from robustviz.plots.accuracy import plot_accuracy, plot_comparison
 from robustviz.plots.channels import plot_frequency, plot_magnitude, plot_panels
 from robustviz.plots.decisions import plot_course, plot_plane, plot_votes
-from robustviz.plots.gallery import Gallery, Purified, plot_gallery, plot_purified
-from robustviz.plots.maps import MapView, plot_map, plot_maps, plot_trajectories, plot_ways
+from robustviz.plots.gallery import Purified, plot_gallery, plot_purified
+from robustviz.plots.maps import MapView, plot_map, plot_maps, plot_paths, plot_trajectories
 from robustviz.plots.strengths import plot_strengths
 from robustviz.plots.style import CLASS_COLORS, COLORS, MARKERS, STYLE, class_color, new_axes, show_picture, styled
 
@@ -13,7 +13,6 @@ __all__ = [
     "COLORS",
     "MARKERS",
     "STYLE",
-    "Gallery",
     "MapView",
     "Purified",
     "class_color",
@@ -27,12 +26,12 @@ __all__ = [
     "plot_map",
     "plot_maps",
     "plot_panels",
+    "plot_paths",
     "plot_plane",
     "plot_purified",
     "plot_strengths",
     "plot_trajectories",
     "plot_votes",
-    "plot_ways",
     "show_picture",
     "styled",
 ]

@@ -21,7 +21,7 @@ def plot_magnitude(
     Args:
         clean: Statistics of clean images.
         attacked: Statistics of the same images under attack.
-        by_channel: False sorts each condition on its own, as the paper does: at one place stand two channels. True
+        by_channel: False sorts each condition on its own, as the paper does: one place shows two channels. True
             keeps the order of the clean magnitudes: a cross above the profile is a channel that the attack raises.
         ax: Where to draw; None makes a figure.
 
@@ -34,7 +34,7 @@ def plot_magnitude(
     label = "channel, by its clean magnitude" if by_channel else "channel, by its own rank"
     ax.set(xlabel=label, ylabel="mean activation (units of the layer)")
     highest = max(row.max().item() for row in rows)
-    ax.set_ylim(0, max(1.3 * highest, ax.get_ylim()[1]))  # the legend stands above; panels share the highest limit
+    ax.set_ylim(0, max(1.3 * highest, ax.get_ylim()[1]))  # the legend is above; panels share the highest limit
     return ax
 
 
@@ -42,7 +42,7 @@ def plot_magnitude(
 def plot_frequency(clean: ChannelStats, attacked: ChannelStats, *, ax: Axes | None = None) -> Axes:
     """Draw how often the channels are active, both conditions in the order of the clean frequencies.
 
-    Where a cross stands above the profile, the attack wakes a channel up; a flat profile is uniform.
+    Where a cross is above the profile, the attack wakes a channel up; a flat profile is uniform.
 
     Args:
         clean: Statistics of clean images.
@@ -57,7 +57,7 @@ def plot_frequency(clean: ChannelStats, attacked: ChannelStats, *, ax: Axes | No
     _profiles(ax, [100 * stats.frequency[order] for stats in (clean, attacked)], texts)
     ax.axhline(50, color="0.35", linewidth=1, linestyle=":")
     ax.set(xlabel="channel, by its clean frequency", ylabel="images that activate it (%)")
-    ax.set(ylim=(0, 135), yticks=range(0, 101, 25))  # the legend stands above 100 %
+    ax.set(ylim=(0, 135), yticks=range(0, 101, 25))  # the legend is above 100 %
     return ax
 
 

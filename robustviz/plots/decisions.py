@@ -19,7 +19,7 @@ from robustviz.plots.style import COLORS, caption, class_color, judge, new_axes,
 def plot_plane(plane: DecisionPlane, classes: Sequence[str], *, ax: Axes | None = None) -> Axes:
     """Draw what a model decides in the plane through three images.
 
-    The color is the decision, paler where it is less sure; its name stands inside each larger region.
+    The color is the decision, paler where it is less sure; its name is written inside each larger region.
 
     Args:
         plane: As `image_plane` gives it.
@@ -53,7 +53,7 @@ def plot_plane(plane: DecisionPlane, classes: Sequence[str], *, ax: Axes | None 
 def plot_votes(ballots: Sequence[Ballot], classes: Sequence[str]) -> Figure:
     """Draw one row for each ballot: the image with its decision, then the template images that vote, heaviest first.
 
-    Under each voter stand its class and its weight; a vote for a wrong class is marked with a cross and in orange.
+    Below each voter are its class and its weight; a vote for a wrong class is marked with a cross and in orange.
 
     Args:
         ballots: Such as one image clean and attacked.
@@ -84,7 +84,7 @@ def plot_course(courses: Sequence[Course], *, figure: Figure | None = None) -> F
     and the margin. Bands hold the middle half of the images.
 
     Args:
-        courses: Of one unit.
+        courses: Curves in the same unit.
         figure: Where to draw; None makes one.
     """
     figure = Figure(figsize=(10.6, 3.8)) if figure is None else figure

@@ -2,55 +2,20 @@
 
 from dataclasses import dataclass
 from textwrap import wrap
-from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
+from robustviz.evaluation.gallery import Gallery
 from robustviz.plots.style import judge, show_picture, styled
-from robustviz.tensors import evaluating
-from robustviz.types import Images, Labels
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Clean and attacked images with what one model says about them.
-
-    Attributes:
-        model: Its name.
-        images: Clean.
-        attacked: The same images under attack.
-        labels: True classes.
-        classes: Their names.
-        clean_confidence: Probability of each class for the clean images, each row sums to 1.
-        attacked_confidence: The same for the attacked ones.
-    """
-
-    model: str
-    images: Images
-    attacked: Images
-    labels: Labels
-    classes: tuple[str, ...]
-    clean_confidence: Float[Tensor, "n k"]
-    attacked_confidence: Float[Tensor, "n k"]
-
-    @classmethod
-    def of(
-        cls, name: str, model: nn.Module, images: Images, attacked: Images, labels: Labels, classes: Any
-    ) -> "Gallery":
-        """Ask a model about both versions of the images."""
-        with evaluating(model), torch.no_grad():
-            clean, fooled = (model(batch).softmax(1).cpu() for batch in (images, attacked))
-        return cls(name, images.cpu(), attacked.cpu(), labels.cpu(), tuple(classes), clean, fooled)
 
 
 @styled
 def plot_gallery(galleries: list[Gallery], *, figure: Figure | None = None) -> Figure:
     """Draw one row of pictures for each image: clean, then attacked and the change for every model.
 
-    Under each picture stand the decision and its probability; a wrong decision is marked with a cross and in orange.
+    Below each picture are the decision and its probability; a wrong decision is marked with a cross and in orange.
     The change is drawn around gray (no change), magnified by the same factor everywhere.
     """
     first = galleries[0]
@@ -83,10 +48,10 @@ class Purified:
 
     Attributes:
         name: What was done to it before.
-        image: As it came.
+        image: Input.
         kept: Pixels that count, one mask for all channels.
         result: Purified.
-        before: Energy of the picture as it came, its dropped pixels filled in from their neighbors.
+        before: Energy of the input, its dropped pixels filled in from their neighbors.
         after: Energy of the result.
     """
 
@@ -100,15 +65,15 @@ class Purified:
 
 @styled
 def plot_purified(rows: list[Purified]) -> Figure:
-    """Draw one row for each picture: as it came, the pixels that are kept, and what TVM makes of them."""
+    """Draw one row for each picture: the input, the pixels that are kept, and what TVM makes of them."""
     figure = Figure(figsize=(6.6, 2.2 * len(rows) + 0.3))
     axes = figure.subplots(len(rows), 3, squeeze=False)
-    for (came, kept, result), row in zip(axes, rows, strict=True):
-        for ax, image in zip((came, kept, result), (row.image, row.image * row.kept, row.result), strict=True):
+    for (given, kept, result), row in zip(axes, rows, strict=True):
+        for ax, image in zip((given, kept, result), (row.image, row.image * row.kept, row.result), strict=True):
             show_picture(ax, image)
-        came.set_ylabel(row.name)
+        given.set_ylabel(row.name)
         kept.set_xlabel(f"E = {row.before:.1f} at the start")
         result.set_xlabel(f"E = {row.after:.1f}")
-    for ax, title in zip(axes[0], ("as it came", "kept pixels", "purified"), strict=True):
+    for ax, title in zip(axes[0], ("input", "kept pixels", "purified"), strict=True):
         ax.set_title(title)
     return figure

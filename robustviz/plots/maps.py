@@ -1,4 +1,4 @@
-"""Maps of features: clean points as dots, attacked ones as crosses, the ways between them, and decisions below."""
+"""Maps of features: clean points as dots, attacked ones as crosses, the paths between them, and decisions below."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,8 +44,8 @@ class MapView:
 def plot_map(view: MapView, classes: Sequence[str], *, ax: Axes | None = None) -> Axes:
     """Draw a map of features.
 
-    The color is the true class, whose name stands at the middle of its training features and, of up to `NAMED` images,
-    in small letters beside each cross. Arrows lead from each clean image to where the attack carries it. A pale
+    The color is the true class, whose name is written at the middle of its training features and, for up to `NAMED`
+    images, in small letters beside each cross. Arrows lead from each clean image to where the attack carries it. A pale
     background is the class decided there.
 
     Args:
@@ -112,11 +112,11 @@ def plot_trajectories(
     """Draw the way of each image over the map: from a dot at the first stage to a cross at the last.
 
     The line is solid while the decision is right and dashed while it is wrong. The color is the true class, whose name
-    stands beside the cross, of up to `NAMED` images.
+    is written beside the cross, of up to `NAMED` images.
 
     Args:
         embedding: The map; a trajectory that it does not hold is placed.
-        trajectory: Of few images, a dozen or two (see `Trajectory.select`).
+        trajectory: Paths of few images, a dozen or two (see `Trajectory.select`).
         classes: Names of the classes.
         ax: Where to draw; None makes a figure with a legend.
     """
@@ -136,23 +136,23 @@ def plot_trajectories(
         _scatter(ax, places[-1], trajectory.labels, stroke, marker="x", s=34, linewidths=width, zorder=8)
     name_ends(ax, places[-1], trajectory.labels, classes, name_classes(ax, embedding, classes))
     if figure_wanted:
-        _legend_of_ways(ax.figure, embedding, trajectory)
+        _legend_of_paths(ax.figure, embedding, trajectory)
     return ax
 
 
 @styled
-def plot_ways(maps: Mapping[str, Embedding], ways: Mapping[str, Trajectory], classes: Sequence[str]) -> Figure:
+def plot_paths(maps: Mapping[str, Embedding], paths: Mapping[str, Trajectory], classes: Sequence[str]) -> Figure:
     """Draw trajectories on maps side by side, with one legend.
 
     Args:
         maps: By title.
-        ways: The trajectory on each map, with the same stages.
+        paths: The trajectory on each map, with the same stages.
         classes: Names of the classes.
     """
     figure = Figure(figsize=(4.8 * len(maps), 4.7))
     for ax, (title, embedding) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
-        plot_trajectories(embedding, ways[title], classes, ax=ax).set_title(title)
-    _legend_of_ways(figure, embedding, ways[title])
+        plot_trajectories(embedding, paths[title], classes, ax=ax).set_title(title)
+    _legend_of_paths(figure, embedding, paths[title])
     return figure
 
 
@@ -160,10 +160,10 @@ def _entry(marker: str, label: str, size: float = 6) -> Line2D:
     return Line2D([], [], color="0.3", linestyle="", marker=marker, markersize=size, label=label)
 
 
-def _legend_of_ways(figure: Any, embedding: Embedding, way: Trajectory) -> None:
+def _legend_of_paths(figure: Any, embedding: Embedding, way: Trajectory) -> None:
     entries = [_entry(mark, f"{way.unit} {way.stages[end]:.3g}") for mark, end in (("o", 0), ("x", -1))]
-    entries.append(Line2D([], [], color="0.3", label="decided right"))
-    entries.append(Line2D([], [], color="0.3", linestyle=WRONG, label="decided wrong"))
+    entries.append(Line2D([], [], color="0.3", label="correct"))
+    entries.append(Line2D([], [], color="0.3", linestyle=WRONG, label="wrong"))
     entries.append(_entry("o", embedding.reference.condition, 2.5))
     figure.legend(handles=entries, loc="outside upper left", ncols=5, handlelength=1.8)
 

@@ -1,4 +1,4 @@
-"""Names in a map, and where they stand so that none covers another."""
+"""Names in a map, placed so that none covers another."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -25,10 +25,10 @@ Boxes = list[tuple[np.ndarray, np.ndarray]]
 
 
 def name_classes(ax: Axes, embedding: Embedding, classes: Sequence[str]) -> Boxes:
-    """Write each class at the median of its training features; names that would meet are moved apart.
+    """Write each class at the median of its training features; names that would overlap are moved apart.
 
     Returns:
-        Where the names stand.
+        The boxes of the names.
     """
     labels = embedding.reference.labels
     present = torch.unique(labels).tolist()
@@ -50,7 +50,7 @@ def name_ends(
         ends: Points, in data units; nothing is written for more than `NAMED`.
         labels: Their classes.
         classes: Names of the classes.
-        taken: Where names stand already.
+        taken: Boxes of the names that are there already.
     """
     if len(ends) > NAMED:
         return

@@ -16,7 +16,7 @@ STYLE = Path(__file__).parents[1] / "robustviz.mplstyle"
 """Style sheet of every picture; nothing is set globally."""
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, safe for color-blind readers; the first stands for the first model, and so on."""
+"""Okabe and Ito's palette, safe for color-blind readers; the first belongs to the first model, and so on."""
 
 MARKERS = "os^Dv*"
 
@@ -32,7 +32,7 @@ CLASS_COLORS = (
     "#AA4499",
     "#555555",
 )
-"""Colors of classes: Paul Tol's muted palette, safe for color-blind readers, two changed; names stand beside."""
+"""Colors of classes: Paul Tol's muted palette, safe for color-blind readers, two changed; names are beside them."""
 
 
 def class_color(label: int, *, dark: bool = False) -> tuple[float, float, float]:
@@ -65,7 +65,7 @@ def pixels(image: Float[Tensor, "c h w"]) -> np.ndarray:
 
 
 def caption(name: str, share: float) -> str:
-    """Write a class and its share to stand below a small picture; a long name takes a line of its own."""
+    """Write a class and its share below a small picture; a long name takes a line of its own."""
     gap = "\n" if len(name) > 4 else " "
     return f"{name}{gap}({share:.0%})"
 

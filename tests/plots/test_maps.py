@@ -20,10 +20,10 @@ from robustviz.plots import (
     plot_course,
     plot_map,
     plot_maps,
+    plot_paths,
     plot_plane,
     plot_trajectories,
     plot_votes,
-    plot_ways,
 )
 from robustviz.plots.names import NAMED, apart
 from robustviz.tensors import seeded
@@ -180,14 +180,14 @@ def test_ways_go_from_dot_to_cross_and_change_their_line_where_the_decision_does
 
 
 def test_ways_on_several_maps_stand_side_by_side_with_one_legend(embedding):
-    figure = plot_ways({"one": embedding, "other": embedding}, {"one": way(), "other": way()}, CLASSES)
+    figure = plot_paths({"one": embedding, "other": embedding}, {"one": way(), "other": way()}, CLASSES)
     assert [ax.get_title(loc) for ax in figure.axes for loc in ("left", "center") if ax.get_title(loc)] == [
         "one",
         "other",
     ]
     (legend,) = figure.legends
     said = [text.get_text() for text in legend.get_texts()]
-    assert said == ["epsilon 0", "epsilon 0.2", "decided right", "decided wrong", "training"]
+    assert said == ["epsilon 0", "epsilon 0.2", "correct", "wrong", "training"]
     assert_readable(figure)
 
 

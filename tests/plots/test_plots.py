@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from robustviz.attacks import fgsm
-from robustviz.evaluation import RobustnessTable, Sweep
-from robustviz.plots import COLORS, Gallery, new_axes, plot_accuracy, plot_gallery
+from robustviz.evaluation import Gallery, RobustnessTable, Sweep
+from robustviz.plots import COLORS, new_axes, plot_accuracy, plot_gallery
 from robustviz.tensors import seeded
 
 EPSILONS = (0.0, 0.05, 0.1, 0.2)
@@ -230,7 +230,7 @@ def test_nothing_is_set_globally(digits, digits_net):
 
 def test_pyplot_is_not_used():
     code = (
-        "import sys, torch; sys.path.insert(0, 'tests'); import test_plots; "
+        "import sys, torch; sys.path.insert(0, 'tests/plots'); import test_plots; "
         "test_plots.drawn(test_plots.plot_accuracy(test_plots.SWEEPS).figure); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
