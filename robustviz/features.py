@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustviz.models import blocks
+from robustviz.networks.places import blocks
 from robustviz.tensors import check_images, evaluating
 from robustviz.types import Images, Labels
 

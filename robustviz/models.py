@@ -131,10 +131,11 @@ class ResidualBlock(nn.Module):
                 if projection
                 else ZeroPadded(channels_out - channels_in, stride)
             )
+        self.activation = nn.ReLU()
 
     def forward(self, maps: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k2 h2 w2"]:
         """Return maps of the new shape."""
-        return F.relu(self.second(self.first(maps)) + self.shortcut(maps))
+        return self.activation(self.second(self.first(maps)) + self.shortcut(maps))
 
 
 class ZeroPadded(nn.Module):
@@ -153,17 +154,6 @@ class ZeroPadded(nn.Module):
 def pooled(*stages: nn.Module) -> nn.Sequential:
     """Put stages of convolutions in a row and average their last maps over the picture: (n, c, h, w) to (n, d)."""
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
-def blocks(network: nn.Module) -> dict[str, nn.Module]:
-    """Name the residual blocks of a network and the convolution blocks outside them, from input to output."""
-    found: dict[str, nn.Module] = {}
-    for name, module in network.named_modules():
-        convolution = isinstance(module, nn.Sequential) and len(module) > 0 and isinstance(module[-1], nn.ReLU)
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if (convolution or isinstance(module, ResidualBlock)) and not inside:
-            found[name] = module
-    return found
 
 
 def _classifier(body: nn.Module, width: int, classes: int, channels: int) -> Classifier:

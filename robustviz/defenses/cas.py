@@ -10,7 +10,6 @@ overrates the defense: raise `joint` or `auxiliary`, and let the gradient pass a
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -23,7 +22,8 @@ from torch import Generator, Tensor, nn
 
 from robustviz.attacks import against, pgd, soft_mask
 from robustviz.defenses.defense import Contest, Defense, Stage, Training, at
-from robustviz.models import Classifier, blocks
+from robustviz.models import Classifier
+from robustviz.networks.places import activations, blocks, rewired
 from robustviz.objectives import cross_entropy, margin, over_heads, trades
 from robustviz.tensors import check_labels, seeded
 from robustviz.types import LINF_8, Attack, Images, Labels, Logits, Objective, Threat
@@ -169,10 +169,10 @@ def _of_logits(objective: Objective) -> Objective:
 
 
 def with_cas(classifier: Classifier, classes: int, *, generator: Generator | None = None) -> Classifier:
-    """Copy a network of `models` with a new `CASBlock` after each of its last blocks.
+    """Copy a convolutional network with a new `CASBlock` after each of its last blocks.
 
-    Residual networks have them after the last two blocks, the small CNN after its last two convolutions, VGG16 after
-    the three convolutions of its last group. In another body, place `CASBlock`s by hand.
+    Residual networks get one after each of their last two blocks. Networks of plain blocks get them in their last
+    stage, two or three: the small CNN after its last two convolutions, VGG16 after the three of its last group.
 
     Args:
         classifier: Stays as it is, and shares nothing with the result.
@@ -184,21 +184,25 @@ def with_cas(classifier: Classifier, classes: int, *, generator: Generator | Non
         The copy. Each of those blocks has become a pair of the block ("0") and its `CASBlock` ("1").
 
     Raises:
-        ValueError: If the body has fewer than two such blocks, or has CAS already.
+        ValueError: If the body has fewer than two blocks that end in an activation on maps, or has CAS already.
 
     Source: Bai et al., arXiv 2103.08307, experimental settings; the small CNN and ResNet20-110 are our choice.
     """
     generator = seeded(0) if generator is None else generator
-    copied = deepcopy(classifier)
-    known = blocks(copied.body)
-    if len(known) < 2 or any(isinstance(module, CASBlock) for module in copied.modules()):
-        raise ValueError("classifier must be a network of robustviz.models without CAS; else place CASBlock by hand")
-    count = 3 if any(isinstance(module, nn.MaxPool2d) for module in copied.body.modules()) else 2
-    for name, block in list(known.items())[-count:]:
-        norm = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)][-1]
-        inserted = _drawn(norm.num_features, classes, generator).to(norm.weight)
-        copied.body.set_submodule(name, nn.Sequential(block, inserted).train(block.training))
-    return copied
+    if any(isinstance(module, CASBlock) for module in classifier.modules()):
+        raise ValueError("classifier must not have CAS yet; place a further CASBlock by hand")
+    places = activations(classifier)
+    known = [name for name, p in blocks(classifier).items() if p.layout == "maps" and name.startswith("body.")]
+    if len(known) < 2:
+        raise ValueError(
+            f"classifier must have two blocks in its body that end in an activation on maps, got {len(known)}; "
+            "place CASBlock by hand"
+        )
+    inside = {name: [place for inner, place in places.items() if f"{inner}.".startswith(f"{name}.")] for name in known}
+    residual = sum(len(place.widths) for place in inside[known[-1]]) > 1
+    final = [name for name in known if inside[name][-1].stage == inside[known[-1]][-1].stage]
+    count = 2 if residual else min(max(len(final), 2), 3)
+    return rewired(classifier, known[-count:], lambda place: _drawn(place.channels, classes, generator), where="after")
 
 
 def _drawn(channels: int, classes: int, generator: Generator) -> CASBlock:

@@ -12,7 +12,8 @@ from torch import nn
 from robustviz.attacks import ifgsm, pgd
 from robustviz.attacks.views import against, eot, soft_mask
 from robustviz.defenses.cas import CASBlock, CASOutput, auxiliary, cas_outputs, joint, with_cas
-from robustviz.models import MODELS, Classifier, Normalize, blocks, small_cnn
+from robustviz.models import MODELS, Classifier, Normalize, small_cnn
+from robustviz.networks import blocks
 from robustviz.objectives import cross_entropy, divergence, dlr, margin, mart, mart_loss, trades, trades_loss
 from robustviz.records import describe
 from robustviz.tensors import evaluating, seeded
