@@ -18,6 +18,7 @@ LAYERS = [
     {"defenses"},
     {"presets"},
     {"evaluation", "features"},
+    {"certificate"},
     {"training"},
     {"checkpoints"},
     {"geometry"},
