@@ -1,31 +1,12 @@
-"""Commands that train several networks and set them side by side: `demo` and `compare`."""
+"""The command `compare`."""
 
 from pathlib import Path
 from typing import Literal
 
-from robustviz.cli.app import Count, Seed, app, say, unused, writable
+from robustviz.cli.app import Count, say, writable
 from robustviz.evaluation.comparison import RESULTS
 
 
-@app.command
-def demo(*, out: Path = Path("runs/demo"), seed: Seed = 0, force: bool = False) -> None:
-    """Train a standard and an adversarially trained network on digits, attack both, and write a page about it.
-
-    Takes about a minute on two processor cores. The page is one file that needs no network.
-
-    Args:
-        out: Folder for the page and the tables.
-        seed: Decides weights, order and random starts.
-        force: Replace the page if there is one.
-    """
-    from robustviz.pages.demo import run_demo
-
-    unused(out, force)
-    page, grid = run_demo(out, seed=seed, say=say)
-    say(f"\n{grid}\n\nopen {page}")
-
-
-@app.command
 def compare(
     name: Literal["wnll", "cas", "tvm"],
     /,
@@ -34,7 +15,7 @@ def compare(
     out: Path = RESULTS,
     force: bool = False,
 ) -> None:
-    """Set a defense beside the undefended network, under its published attack and under adaptive ones, over seeds.
+    """Compare a defense with the undefended network, under published and adaptive attacks, over seeds.
 
     Trains the networks of every seed and takes many minutes. Writes the figures as JSON and prints them as tables: mean
     and standard deviation in percent, and how many attacks stand behind each worst case.

@@ -6,18 +6,17 @@ from robustviz import checkpoints as stored
 from robustviz.benchmark.measure import Effort, measure_network, plans
 from robustviz.benchmark.page import TITLE, read_results, write_page
 from robustviz.benchmark.record import NetworkResults, Suite, known_results
-from robustviz.cli.app import Count, Seed, app, say, writable
-from robustviz.cli.evaluate import progress
-from robustviz.cli.target import called, opened, retrained
+from robustviz.cli.app import Count, Seed, say, writable
+from robustviz.cli.measure import progress
+from robustviz.cli.target import Target, called, retrained
 from robustviz.data import DOWNLOADS, TORCHVISION_SETS
 from robustviz.distributed import processes
 from robustviz.presets import stem, usual_threat
-from robustviz.records import RunRecord, write_atomic
+from robustviz.records import write_atomic
 
 SUITES: tuple[Suite, ...] = ("common", "heads", "adaptive", "ensemble")
 
 
-@app.command
 def results(
     *names: str,
     data: str = "cifar10",
@@ -40,7 +39,7 @@ def results(
     write_only: bool = False,
     force: bool = False,
 ) -> None:
-    """Measure trained networks beside the claims of the papers, and write RESULTS.md from the records.
+    """Measure trained networks against the claims of the papers, and write RESULTS.md from the records.
 
     Every attack is stored when it is finished. The same command measures only what is missing or was measured with
     other settings, so Ctrl-C is safe.
@@ -54,17 +53,17 @@ def results(
         suites: common: the attacks of the papers, as published; heads: WNLL one image at a time, and its linear head;
             adaptive: attacks made for the defense; ensemble: Auto-PGD, its targeted form, FMN, Square.
         batch_size: Images at a time; WNLL answers jointly by these batches.
-        steps: Of IFGSM and PGD.
-        ensemble_steps: Of Auto-PGD and FMN.
+        steps: Steps of IFGSM and PGD.
+        ensemble_steps: Steps of Auto-PGD and FMN.
         targets: Classes that targeted Auto-PGD tries.
         square_steps: Queries of Square.
-        cw_steps: Of Carlini & Wagner, in each round.
+        cw_steps: Steps of Carlini & Wagner, in each round.
         cw_search: Rounds of Carlini & Wagner.
-        seed: Of the random starts.
+        seed: Seed of the random starts.
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
-        retrain: First train the networks anew, by the commands in their records, into runs/retrained.
-        out: Folder of the records, one for each network; default data/results/DATA.
+        retrain: First train the networks again, by the commands in their records, into runs/retrained.
+        out: Folder for the records, one for each network; default data/results/DATA.
         page: Where to write the page; default RESULTS.md for CIFAR-10, and OUT/RESULTS.md for other data.
         write_only: Measure nothing.
         force: Replace records that are damaged or of other weights or other images, and a page that is not of this
@@ -108,17 +107,17 @@ def _measure(
     name: str, data: str, effort: Effort, suites: tuple[Suite, ...], device: str, root: Path, out: Path, force: bool
 ) -> None:
     """Measure one network and store its record."""
-    model, test_set, threat = opened(name, data, None, None, effort.images, device, root)
-    record, label = RunRecord.load(stored.find(name).with_suffix(".json")), called(name)
+    opened = Target(name, data=data, device=device, root=root).opened(effort.images)
+    test_set, threat, label = opened.images, opened.threat, called(name)
     pictures = data != "digits" and (data not in TORCHVISION_SETS or (root / data / "train").is_dir())
     radius = usual_threat(stem(data), "l2").epsilon
-    known = known_results(label, record, test_set, pictures, threat, radius, out, force=force)
+    known = known_results(label, opened.record, test_set, pictures, threat, radius, out, force=force)
     say(f"{label}: {len(test_set)} test images of {test_set.name}, {len(known.conditions)} conditions known")
-    todo = plans(model, threat, effort, suites)
+    todo = plans(opened.model, threat, effort, suites)
 
     def store(found: NetworkResults) -> None:
         if processes().first:
             found.save(out)
 
     with progress() as advance:
-        measure_network(model, known, test_set, todo, effort, store=store, say=say, on_batch=advance)
+        measure_network(opened.model, known, test_set, todo, effort, store=store, say=say, on_batch=advance)

@@ -1,13 +1,14 @@
-"""What a command does first that measures a trained network: open it, with test images, or train it anew."""
+"""What a command measures: a trained network, test images and a threat; options that several commands share."""
 
 import shlex
-import sys
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import torch
+from cyclopts import CycloptsError, Parameter
 
 from robustviz import checkpoints as stored
-from robustviz.cli.app import app, say
+from robustviz.cli.app import Count, Radius, app, say
 from robustviz.data import DOWNLOADS, TORCHVISION_SETS, ImageSet, load
 from robustviz.models import Classifier
 from robustviz.presets import usual_device, usual_threat
@@ -16,56 +17,110 @@ from robustviz.tensors import norms
 from robustviz.types import Norm, Threat
 
 RETRAINED = Path("runs/retrained")
-"""Folder of networks that are trained anew."""
+"""Folder of networks that are trained again."""
 
 
-def opened(
-    checkpoint: str,
-    data: str | None,
-    norm: Norm | None,
-    epsilon: float | None,
-    images: int,
-    device: str,
-    root: Path,
-) -> tuple[Classifier, ImageSet, Threat]:
-    """Load a trained network, the test images to measure it on and the threat its record names.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Target:
+    """Options that say what is measured; a command that takes a `Target` has them all.
 
-    Args:
-        checkpoint: A run folder, a .safetensors file, or the name of a shipped network.
-        data: As in `robustviz train`; None is what the network was trained on.
-        norm: Of the threat; None is what the record says.
-        epsilon: Of the threat; None is what the record says, or the usual one for another norm.
-        images: How many test images, drawn evenly from the classes; all if there are fewer.
-        device: As in `robustviz train`.
-        root: Folder of downloaded data sets.
+    Attributes:
+        checkpoint: A run folder, a .safetensors file, or a name that `robustviz checkpoints` lists.
+        data: As in `robustviz train`; default: what the network was trained on.
+        norm: linf or l2; default: what the record of the network says.
+        epsilon: How far the attacker may go, such as 8/255; default: what the record of the network says.
+        images: How many test images, drawn evenly from the classes, or all if there are fewer; default: 1000 with
+            evaluate, 500 with attack-suite, 200 with diagnose and features.
+        device: auto, cpu, cuda, cuda:1, mps ...
+        root: Folder of downloaded data sets; default data/downloads.
+        retrain: First train the network again, by the command in its record, into runs/retrained.
+    """
+
+    checkpoint: str
+    _: KW_ONLY
+    data: str | None = None
+    norm: Norm | None = None
+    epsilon: Radius = None
+    images: Count | None = None
+    device: str = "auto"
+    root: Path = DOWNLOADS
+    retrain: bool = False
+
+    def opened(self, usual_images: int) -> "Opened":
+        """Load the network, the test images to measure it on and the threat its record names.
+
+        Args:
+            usual_images: How many test images unless the user says how many.
+
+        Raises:
+            FileNotFoundError: If there is no such network or data set.
+            ValueError: If the record is not from `robustviz train`, the images do not suit the network, or epsilon is
+                out of range.
+        """
+        name = retrained(self.checkpoint, self.data, self.root) if self.retrain else self.checkpoint
+        classifier, record = stored.load(name)
+        known, classes = _trained_with(name, record)
+        data = data_name(record, self.data)
+        radius = known.epsilon if self.epsilon is None and self.norm in (None, known.norm) else self.epsilon
+        threat = usual_threat(data, self.norm or known.norm, radius)
+        test_set = load(data, "test", root=self.root)
+        if test_set.classes != classes:
+            raise ValueError(
+                f"--data {data} has the classes {test_set.classes}, but the network was trained on {classes}"
+            )
+        shape, made_for = list(test_set.images.shape[1:]), shape_of(record)
+        if made_for not in (shape, [shape[0], "any", "any"]):
+            raise ValueError(f"--data {data} has images of shape {shape}, but the network was made for {made_for}")
+        check_radius(threat, test_set)
+        device = usual_device(self.device)
+        chosen = test_set.subset(min(self.images or usual_images, len(test_set))).to(device)
+        return Opened(name, data, record, classifier.to(device), chosen, threat)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A target, loaded.
+
+    Attributes:
+        name: The checkpoint, or the run folder of the network that was trained again.
+        data: Name of the data set, as `load` takes it.
+        record: How the network was trained.
+        model: The network, on the device.
+        images: The test images, on the device.
+        threat: What the attacker may do.
+    """
+
+    name: str
+    data: str
+    record: RunRecord
+    model: Classifier
+    images: ImageSet
+    threat: Threat
+
+    def __str__(self) -> str:
+        count, threat = len(self.images), self.threat
+        return f"{self.name} on {count} test images of {self.images.name}, {threat.norm}, epsilon {threat.epsilon:.4g}"
+
+
+def _trained_with(name: str, record: RunRecord) -> tuple[Threat, tuple[str, ...]]:
+    """Return the threat and the classes that a record of `robustviz train` names.
 
     Raises:
-        ValueError: If the record is not from `robustviz train`, the images do not suit the network, or epsilon is
-            out of range.
+        ValueError: If it does not name them.
     """
-    if images < 1:
-        raise ValueError(f"--images must be >= 1, got {images}")
-    classifier, record = stored.load(checkpoint)
     if missing := {"data", "threat", "classes"} - record.settings.keys():
-        raise ValueError(f"{checkpoint} is not from `robustviz train`: its record lacks {', '.join(sorted(missing))}")
-    data = data_name(record, data)
+        raise ValueError(f"{name} is not from `robustviz train`: its record lacks {', '.join(sorted(missing))}")
     try:
-        known = Threat(record.settings["threat"]["norm"], record.settings["threat"]["epsilon"])
-        names = tuple(record.settings["classes"])
+        threat = Threat(record.settings["threat"]["norm"], record.settings["threat"]["epsilon"])
+        return threat, tuple(record.settings["classes"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"the record of {checkpoint} is damaged ({error!r}); train the network again") from error
-    radius = known.epsilon if epsilon is None and norm in (None, known.norm) else epsilon
-    threat = usual_threat(data, norm or known.norm, radius)
-    test_set = load(data, "test", root=root)
-    if test_set.classes != names:
-        raise ValueError(f"--data {data} has the classes {test_set.classes}, but the network was trained on {names}")
-    shape = list(test_set.images.shape[1:])
-    if record.settings.get("image_shape", shape) != shape or record.settings["architecture"]["channels"] != shape[0]:
-        known = record.settings.get("image_shape", [record.settings["architecture"]["channels"], "any", "any"])
-        raise ValueError(f"--data {data} has images of shape {shape}, but the network was made for {known}")
-    check_radius(threat, test_set)
-    where = usual_device(device)
-    return classifier.to(where), test_set.subset(min(images, len(test_set))).to(where), threat
+        raise ValueError(f"the record of {name} is damaged ({error!r}); train the network again") from error
+
+
+def shape_of(record: RunRecord) -> list[int | str]:
+    """Return the shape (channels, height, width) of the images a network was made for; old records know no size."""
+    return record.settings.get("image_shape", [record.settings["architecture"]["channels"], "any", "any"])
 
 
 def check_radius(threat: Threat, image_set: ImageSet) -> None:
@@ -97,7 +152,7 @@ def called(checkpoint: str) -> str:
 
 
 def retrained(checkpoint: str, data: str | None, root: Path = DOWNLOADS) -> str:
-    """Train a network anew by the command in its record, and before it the one that it began with.
+    """Train a network again by the command in its record, and before it the one that it began with.
 
     An interrupted training goes on; a network that is in `RETRAINED` already is not trained again.
 
@@ -112,6 +167,8 @@ def retrained(checkpoint: str, data: str | None, root: Path = DOWNLOADS) -> str:
     Raises:
         ValueError: If the record names no command of `robustviz train`.
     """
+    from robustviz.cli.train import train
+
     record = stored.load(checkpoint)[1]
     words = shlex.split(record.command or "")
     if words[:2] != ["robustviz", "train"] or "&&" in words:
@@ -128,10 +185,9 @@ def retrained(checkpoint: str, data: str | None, root: Path = DOWNLOADS) -> str:
     kept = [word for before, word in zip(["", *words], words, strict=False) if not {before, word} & {*given, "--force"}]
     kept += [word for pair in given.items() for word in pair]
     kept += ["--resume"] if any(out.glob("model.state*")) else []
-    typed, sys.argv = sys.argv, kept  # the new record names what gives it again
     try:
-        command, bound, _ = app.parse_args(kept[1:])
-        command(*bound.args, **bound.kwargs)
-    finally:
-        sys.argv = typed
+        _, bound, _ = app.parse_args(kept[1:], exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise ValueError(f"--retrain: the command in the record of {checkpoint} cannot be run: {error}") from error
+    train(*bound.args, **bound.kwargs, command=shlex.join(kept))  # the new record names what reproduces it
     return str(out)

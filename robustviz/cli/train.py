@@ -2,12 +2,14 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from robustviz import checkpoints as stored
-from robustviz.cli.app import Radius, Seed, app, say, writable
-from robustviz.cli.evaluate import measure, say_luck
+from robustviz.cli.app import Radius, Seed, command_line, say, writable
+from robustviz.cli.measure import measure, say_luck
 from robustviz.cli.target import check_radius
 from robustviz.data import DOWNLOADS, ImageSet, load
 from robustviz.data.cache import cache_folder
@@ -33,7 +35,6 @@ from robustviz.training.state import EpochLog
 from robustviz.types import Norm
 
 
-@app.command(name="train")
 def train(
     *,
     data: str = "digits",
@@ -63,6 +64,7 @@ def train(
     out: Path | None = None,
     resume: bool = False,
     force: bool = False,
+    command: Annotated[str | None, Parameter(parse=False)] = None,
 ) -> None:
     """Train a network, naturally or against an attack, and write it to a folder.
 
@@ -106,6 +108,7 @@ def train(
             with `augmented` before ATTACK if they are.
         resume: Go on with the interrupted run that is there.
         force: Start anew although a run is there.
+        command: What the record names as the command that reproduces it; default: what the user typed.
     """
     for name, number in {"test-images": test_images, "images": images, "steps": steps, "rounds": rounds}.items():
         if number is not None and number < 1:
@@ -189,14 +192,14 @@ def train(
         "validation": validation,
     }
     results = {"accuracy": measured.accuracy(), "worst_case": measured.worst_case(), "epochs": describe(hardened.logs)}
-    record = RunRecord("train", settings, results, command=shlex.join(["robustviz", *sys.argv[1:]]))
+    record = RunRecord("train", settings, results, command=command or command_line())
     if processes().first:
         stored.save(weights, hardened.model, hardened.build, record, force=True)
         for file in state_files(state):
             file.unlink(missing_ok=True)
     say(f"\n{measured.to_markdown()}")
     say_luck(hardened.model, test_set, measured, seed)
-    say(f"\nwrote {weights}; attack it with: robustviz evaluate {out}")
+    say(f"\nwrote {weights}; attack it with: {shlex.join(['robustviz', 'evaluate', str(out)])}")
 
 
 def claim(out: Path, resume: bool, force: bool, *, staged: bool = False) -> tuple[Path, Path]:

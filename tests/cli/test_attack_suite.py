@@ -5,7 +5,7 @@ import json
 import pytest
 
 from robustviz import cli
-from robustviz.cli import evaluate as measure
+from robustviz.cli import measure
 from robustviz.evaluation import RobustnessTable
 
 SMALL = ("--images", "30", "--steps", "4", "--queries", "10", "--batch-size", "16")
@@ -25,7 +25,7 @@ def says(capsys):
 
     def run(*words):
         try:
-            cli.app(["attack-suite", *map(str, words)])
+            cli.run(["attack-suite", *map(str, words)])
         except SystemExit as end:
             if end.code:
                 raise AssertionError(f"exit code {end.code}") from end

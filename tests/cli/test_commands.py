@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from robustviz import checkpoints, cli
+from robustviz.cli import train
 from robustviz.evaluation import RobustnessTable
 from robustviz.evaluation.comparison import Comparison
 from robustviz.models import initialized, small_cnn
@@ -28,7 +29,7 @@ COMMAND = [PROGRAM] if PROGRAM.exists() else [sys.executable, "-m", "robustviz.c
 def run(*words):
     """Run a command in this process; a mistake of the command line itself ends it with an exit code above 0."""
     try:
-        cli.app([str(word) for word in words])
+        cli.run([str(word) for word in words])
     except SystemExit as end:
         if end.code:
             raise AssertionError(f"exit code {end.code}") from end
@@ -47,14 +48,13 @@ def says(capsys):
 
 @pytest.fixture
 def refuses(capsys):
-    """Run a command that cyclopts refuses; return what it prints, in one line."""
+    """Run a command that cyclopts refuses; return what it says."""
 
     def run_and_read(*words):
-        with pytest.raises(SystemExit) as end:
-            cli.app([str(word) for word in words])
-        assert end.value.code
-        printed = capsys.readouterr()
-        return " ".join((printed.out + printed.err).replace("│", " ").split())
+        with pytest.raises(ValueError, match="; see robustviz") as refused:
+            cli.run([str(word) for word in words])
+        assert not "".join(capsys.readouterr())
+        return str(refused.value)
 
     return run_and_read
 
@@ -200,7 +200,7 @@ def test_force_replaces(trained, tmp_path):
 @pytest.fixture
 def stops(monkeypatch):
     """Ctrl-C after the second epoch."""
-    line = cli.train.epoch_line
+    line = train.epoch_line
 
     def interrupt(log, epochs):
         if log.epoch == 2:
@@ -208,7 +208,7 @@ def stops(monkeypatch):
         return line(log, epochs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli.train, "epoch_line", interrupt)
+        patch.setattr(train, "epoch_line", interrupt)
         yield patch
 
 
@@ -248,11 +248,11 @@ def test_every_stage_of_a_defense_is_claimed(tmp_path):
     with pytest.raises(FileExistsError, match="holds an interrupted run"):
         run("train", *SHORT, "--out", tmp_path)
     files = tmp_path / "model.safetensors", tmp_path / "model.state"
-    assert cli.train.claim(tmp_path, True, False, staged=True) == files
+    assert train.claim(tmp_path, True, False, staged=True) == files
     with pytest.raises(ValueError, match=r"--resume: the interrupted run in .* is one with --defense wnll; use its"):
         run("train", *SHORT, "--out", tmp_path, "--resume")
     (tmp_path / "model.state-notes.txt").write_text("a person's")
-    assert cli.train.state_files(tmp_path / "model.state") == [tmp_path / "model.state-1a"]
+    assert train.state_files(tmp_path / "model.state") == [tmp_path / "model.state-1a"]
     with pytest.raises(FileNotFoundError, match="there is no data set or folder nowhere"):
         run("train", "--data", "nowhere", "--out", tmp_path, "--force")
     with pytest.raises(ValueError, match=r"validation must be a share from 0 to below 1"):
@@ -287,7 +287,7 @@ def test_control_c_says_how_to_go_on(tmp_path):
 def test_unknown_names_list_the_known(refuses, trained):
     with pytest.raises(ValueError, match=r"--model must be one of small_cnn, resnet20, .*vgg16, got 'resnet21'"):
         run("train", "--model", "resnet21")
-    with pytest.raises(FileNotFoundError, match=r"no data set or folder imagenet; known are digits, cifar10, svhn"):
+    with pytest.raises(FileNotFoundError, match=r"no data set or folder imagenet; known are digits, signs, cifar10"):
         run("train", "--data", "imagenet")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint nowhere.*digits-pgd, .*digits-standard"):
         run("evaluate", "nowhere")
@@ -329,7 +329,7 @@ def test_bad_numbers(unchecked, trained, tmp_path):
         (("train", "--device", "abacus", *out), "'abacus' is not there"),
         (("evaluate", trained, "--steps", "0"), "steps must be finite and >= 1, got 0"),
         (("evaluate", trained, "--restarts", "0"), "restarts must be finite and >= 1, got 0"),
-        (("evaluate", trained, "--images", "0"), "--images must be >= 1, got 0"),
+        (("evaluate", trained, "--images", "0"), r'Invalid value "0" for --images. Must be >= 1'),
         (("evaluate", trained, "--epsilon", "5"), "--epsilon must be from 0 to 1, .*linf.*, got 5; .*8/255"),
         (("evaluate", trained, "--epsilon", "8.1", "--norm", "l2"), "--epsilon must be from 0 to 8, .*l2.*, got 8.1"),
         (("evaluate", trained, "--batch-size", "0"), "batch_size and repeats must be >= 1"),
@@ -572,7 +572,7 @@ def test_help_teaches(says, command):
         "evaluate": ["CHECKPOINT", "upper bound", "95 %", "--epsilon", "8/255", "worst case"],
         "demo": ["a minute", "--seed", "--force"],
         "fetch": ["cifar10", "170 MB", "--root"],
-        "checkpoints": ["commands that give them again"],
+        "checkpoints": ["how each was trained"],
     }[command]
     for word in words:
         assert word in text

@@ -481,7 +481,7 @@ def test_the_command_writes_the_report(tmp_path, capsys, monkeypatch):
     ("change", "said"), [({"classes": ["cat", "dog"]}, "'cat', 'dog'"), ({"image_shape": [3, 32, 32]}, "3, 32, 32")]
 )
 def test_an_undefended_network_of_another_data_set_is_refused_before_any_check(tmp_path, monkeypatch, change, said):
-    monkeypatch.setattr("robustviz.cli.diagnose.diagnose", lambda *_, **__: pytest.fail("a check was run"))
+    monkeypatch.setattr("robustviz.diagnostics.diagnose", lambda *_, **__: pytest.fail("a check was run"))
     source = checkpoints.find("digits-standard")
     shutil.copy(source, other := tmp_path / "other.safetensors")
     record = json.loads(source.with_suffix(".json").read_text())
