@@ -15,7 +15,7 @@ from robustviz.distributed import processes
 from robustviz.evaluation.state import Tally
 from robustviz.evaluation.table import CLEAN, RobustnessTable, wilson
 from robustviz.fingerprint import fingerprint
-from robustviz.networks.folding import folded
+from robustviz.networks.folding import Precision, folded
 from robustviz.records import describe
 from robustviz.tensors import batch_dependent, check_images, check_labels, draw_seed, drawing, evaluating, norms, seeded
 from robustviz.types import Attack, Images, Labels, Norm, Threat
@@ -86,7 +86,8 @@ def evaluate(
             "labels": fingerprint(labels),
         }
     tally = Tally(len(conditions), repeats, len(labels), known, resume)
-    copy = folded(model, precision="bf16" if fast == "bf16" else "fp32") if fast else None
+    precision: Precision = "bf16" if fast == "bf16" else "fp32"
+    copy = folded(model, precision=precision, images=images[:batch_size]) if fast else None
     batches = torch.split(torch.arange(len(labels)), batch_size)
 
     def measured(turn: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor, int]:

@@ -530,7 +530,7 @@ def test_what_fools_only_the_copy_is_attacked_again_on_the_model(digits, digits_
         def forward(self, images):
             return -self.model(images)
 
-    monkeypatch.setattr(import_module("robustviz.evaluation.evaluate"), "folded", lambda model, precision: Wrong(model))
+    monkeypatch.setattr(import_module("robustviz.evaluation.evaluate"), "folded", lambda model, **_: Wrong(model))
     images, labels = (part[:100] for part in digits)
     attacks = {"PGD": partial(pgd, threat=Threat("linf", 0.06), steps=4, early_exit=True, random_start=False)}
     table, plain = (evaluate(digits_net, images, labels, attacks, fast=fast) for fast in (True, False))
