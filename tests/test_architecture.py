@@ -11,21 +11,21 @@ PACKAGE = Path(__file__).parents[1] / "robustviz"
 
 LAYERS = [
     {"types", "distributed"},
-    {"tensors", "records", "neighbors"},
+    {"tensors", "records"},
+    {"fingerprint", "neighbors"},
     {"data", "models", "objectives"},
     {"networks"},
     {"attacks"},
     {"defenses"},
     {"presets"},
     {"evaluation", "features"},
-    {"certificate"},
-    {"training"},
+    {"certificate", "training"},
     {"checkpoints"},
     {"geometry"},
     {"plots"},
     {"diagnostics", "studies"},
     {"pages", "benchmark"},
-    {"lessons"},
+    {"lessons", "explorers"},
     {"widgets", "cli"},
 ]
 DOORS = {"__init__", "__main__"}  # these open the package and may import anything
