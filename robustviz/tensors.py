@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from copy import deepcopy
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustviz.types import Images, Labels, Logits, PerImage, Threat
+
+Model = TypeVar("Model", bound=nn.Module)
 
 FORGIVEN = 1e-3 / 255
 """By how much rounding may carry a pixel out of its bounds: a thousandth of a gray level."""
@@ -79,6 +82,11 @@ def seeded(*seeds: int) -> Generator:
 def draw_seed(generator: Generator | None) -> int:
     """Take one integer from the generator; without one, the seed is 0, so that a call repeats."""
     return 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+def shared_copy(model: Model) -> Model:
+    """Copy the modules of a network, so that their settings may change, and share its parameters and buffers."""
+    return deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def batch_dependent(model: nn.Module, images: Images | None = None) -> bool:

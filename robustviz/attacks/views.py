@@ -9,7 +9,6 @@ al., "On adaptive attacks to adversarial example defenses", arXiv 2002.08347.
 """
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from robustviz.objectives import cross_entropy, logit_margin
-from robustviz.tensors import drawing, seeded
+from robustviz.tensors import drawing, seeded, shared_copy
 from robustviz.types import Attack, Images, Labels, Objective, PerImage
 
 View = Callable[[Any], nn.Module]
@@ -123,8 +122,7 @@ def soft_mask(temperature: float = 1.0) -> View:
 
 def softly_masked(model: Any, *, temperature: float) -> nn.Module:
     """Evaluate the view that `soft_mask` makes."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    view: nn.Module = deepcopy(model, tensors)
+    view: nn.Module = shared_copy(model)
     masks: list[Any] = [module for module in view.modules() if hasattr(module, "mask_temperature")]
     if not masks:
         raise ValueError("model must choose channel masks (mask_temperature), as CAS does, got one that does not")

@@ -2,6 +2,9 @@
 
 from robustviz.defenses.cas import CAS_DEFENSE, CASBlock, CASOutput, auxiliary, cas_outputs, joint, with_cas
 from robustviz.defenses.defense import Contest, Defense, Stage, Training, known, named, present, registered
+from robustviz.defenses.enresnet import ENRESNET_DEFENSE
+from robustviz.defenses.meansparse import MEANSPARSE_DEFENSE, Sparsifier, sparsified
+from robustviz.defenses.pssilu import PSSILU_DEFENSE, PSSiLU
 from robustviz.defenses.tvm import TVM, TVStep, augment, minimize_tv, total_variation, tv_energy
 from robustviz.defenses.tvm.record import TVM_DEFENSE
 from robustviz.defenses.wnll import (
@@ -17,12 +20,22 @@ from robustviz.defenses.wnll import (
 )
 from robustviz.defenses.wnll.record import WNLL_DEFENSE
 
-DEFENSES: tuple[Defense, ...] = (CAS_DEFENSE, WNLL_DEFENSE, TVM_DEFENSE)
+DEFENSES: tuple[Defense, ...] = (
+    PSSILU_DEFENSE,
+    ENRESNET_DEFENSE,
+    MEANSPARSE_DEFENSE,
+    CAS_DEFENSE,
+    WNLL_DEFENSE,
+    TVM_DEFENSE,
+)
 """The defenses of the library, in the order in which they are put on a network: from the inside to the front."""
 
 __all__ = [
     "CAS_DEFENSE",
     "DEFENSES",
+    "ENRESNET_DEFENSE",
+    "MEANSPARSE_DEFENSE",
+    "PSSILU_DEFENSE",
     "TVM",
     "TVM_DEFENSE",
     "WNLL_DEFENSE",
@@ -30,6 +43,8 @@ __all__ = [
     "CASOutput",
     "Contest",
     "Defense",
+    "PSSiLU",
+    "Sparsifier",
     "Stage",
     "TVStep",
     "Training",
@@ -49,6 +64,7 @@ __all__ = [
     "present",
     "refresh_template",
     "registered",
+    "sparsified",
     "total_variation",
     "tv_energy",
     "with_cas",

@@ -81,7 +81,7 @@ def train(
     if not trainable:
         raise ValueError("model must have a parameter with requires_grad=True, else there is nothing to train")
     optimizer = torch.optim.SGD(
-        trainable, config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
+        decayed_apart(model, config.weight_decay), config.learning_rate, config.momentum, nesterov=config.momentum > 0
     )
     kept, held = hold_out(labels, validation)
     settings: dict[str, Any] = {"config": config, "objective": objective, "attack": attack}
@@ -248,6 +248,15 @@ class _Step(nn.Module):
 
     def forward(self, images: Images, labels: Labels, noise: Generator) -> PerImage:
         return self.objective(self.model, images, labels, generator=noise)
+
+
+def decayed_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Sort what is trained into parameters with weight decay and those that a module names in `no_weight_decay`."""
+    named = [(module, name) for module in model.modules() for name in getattr(module, "no_weight_decay", ())]
+    spared = {getattr(module, name) for module, name in named}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = ([p for p in trainable if p not in spared], weight_decay), ([p for p in trainable if p in spared], 0.0)
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
 
 
 def hold_out(labels: Labels, validation: float | Tensor) -> tuple[Tensor, Tensor]:
