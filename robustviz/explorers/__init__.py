@@ -1,0 +1,9 @@
+"""Explorers that move: frames measured once, a chart of them, live in Jupyter and as a page without a kernel."""
+
+from robustviz.explorers.attack import attack_frames
+from robustviz.explorers.attack_view import attack_explorer, show_attack
+from robustviz.explorers.control import Control
+from robustviz.explorers.explorer import Explorer
+from robustviz.explorers.frames import Frames
+
+__all__ = ["Control", "Explorer", "Frames", "attack_explorer", "attack_frames", "show_attack"]

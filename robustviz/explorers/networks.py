@@ -1,0 +1,70 @@
+"""The networks and images that an explorer shows unless it is given others."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from robustviz import checkpoints
+from robustviz.data import ImageSet, load
+from robustviz.models import Classifier
+
+SETS = ("signs", "digits")
+"""Data sets that need no download, the one that is shown first if networks for it are shipped."""
+
+
+def usual_set() -> str:
+    """Name the data set that explorers show unless they are given another."""
+    known = checkpoints.shipped()
+    return next(name for name in SETS if {f"{name}-standard", f"{name}-pgd"} <= known.keys())
+
+
+def usual_names(data: str) -> dict[str, str]:
+    """Return the names of the shipped standard and adversarially trained networks of a data set, by their words."""
+    return {"standard": f"{data}-standard", "adversarially trained": f"{data}-pgd"}
+
+
+def usual_networks(data: str) -> dict[str, Classifier]:
+    """Return these networks.
+
+    Raises:
+        FileNotFoundError: If none are shipped for the data set.
+    """
+    return {word: checkpoints.load(name)[0] for word, name in usual_names(data).items()}
+
+
+def usual_images(size: int = 100, data: str | None = None) -> ImageSet:
+    """Return test images of a data set, with every class in proportion; None is what explorers usually show."""
+    images = load(usual_set() if data is None else data, "test")
+    return images.subset(min(size, len(images)))
+
+
+def compared(networks: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
+    """Return the networks that are set side by side: those given, or the usual ones.
+
+    Raises:
+        TypeError: If they are not networks by their names.
+        ValueError: If none is given.
+    """
+    if networks is None:
+        return usual_networks(usual_set())
+    if not isinstance(networks, Mapping):
+        raise TypeError(f"networks must be a dict of networks by their names, got {type(networks).__name__}")
+    for name, network in networks.items():
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"networks must hold a network by each name, got {type(network).__name__} for {name!r}")
+    if not networks:
+        raise ValueError("networks must hold at least one network by its name, got none; leave it out for shipped ones")
+    return networks
+
+
+def single(network: Classifier | None) -> Classifier:
+    """Return the network of an explorer that shows one: the one given, or the usual standard one.
+
+    Raises:
+        TypeError: If it is something else, such as several networks.
+    """
+    if network is None:
+        return usual_networks(usual_set())["standard"]
+    if not isinstance(network, Classifier):
+        raise TypeError(f"network must be one robustviz.models.Classifier, got {type(network).__name__}")
+    return network

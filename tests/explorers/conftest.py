@@ -1,0 +1,37 @@
+"""Small frames that are measured once for all tests of explorers."""
+
+from functools import partial
+
+import pytest
+
+from robustviz.attacks import fgsm, pgd
+from robustviz.data import digits as digits_set
+from robustviz.explorers.attack import attack_frames
+from robustviz.explorers.attack_view import show_attack
+from robustviz.explorers.networks import usual_networks
+
+ATTACKS = {"PGD": partial(pgd, steps=4), "FGSM": fgsm}
+STRENGTHS = (0.0, 0.05, 0.1, 0.15, 0.2)
+
+
+@pytest.fixture(scope="session")
+def networks():
+    """The two shipped networks of digits. Do not change them."""
+    return usual_networks("digits")
+
+
+@pytest.fixture(scope="session")
+def some():
+    """Twenty test images of digits."""
+    return digits_set("test").subset(20)
+
+
+@pytest.fixture(scope="session")
+def frames(networks, some):
+    """Two networks, two attacks, five strengths, six of twenty images with pictures."""
+    return attack_frames(networks, some, attacks=ATTACKS, strengths=STRENGTHS, shown=6)
+
+
+@pytest.fixture(scope="session")
+def explorer(frames):
+    return show_attack(frames)
