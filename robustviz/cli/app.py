@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "Train a standard and an adversarially trained network on digits, attack both, and write a page about it.",
     "diagnose": "Ask whether the robustness of a trained network is real: fifteen checks, each with reason and source.",
     "evaluate": "Measure a trained network on clean and on attacked test images.",
+    "explore": "Write an explorer as one page: move its controls in any browser, without Python and without a network.",
     "features": "Show where an attack carries images in the feature space of a trained network.",
     "fetch": "Download a data set with torchvision, which shows the progress and verifies the checksums.",
     "results": "Measure trained networks against the claims of the papers, and write RESULTS.md from the records.",
