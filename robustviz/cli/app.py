@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter, convert, validators
 
 COMMANDS = {
     "attack-suite": "Measure the worst case of a trained network over a suite of attacks, image by image.",
+    "certify": "Certify a trained network by randomized smoothing, and attack the same smoothed network.",
     "checkpoints": "List the trained networks that come with robustviz, their accuracy, and how each was trained.",
     "compare": "Compare a defense with the undefended network, under published and adaptive attacks, over seeds.",
     "demo": "Train a standard and an adversarially trained network on digits, attack both, and write a page about it.",
