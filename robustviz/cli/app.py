@@ -7,8 +7,9 @@ imports PyTorch. To add a command, write its file and add a line to `COMMANDS`.
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Annotated, Any, get_args
@@ -33,20 +34,25 @@ COMMANDS = {
 
 
 def _option(type_: Any, tokens: Sequence[Any]) -> Any:
-    """Read an option; left to itself, cyclopts rounds 1.5 to a whole number."""
-    if int in (type_, *get_args(type_)):
-        for token in tokens:
-            _whole(token.value)
+    """Read an option; left to itself, cyclopts rounds 1.5 to a whole number, and takes nan and nothing at all."""
+    kinds = (type_, *get_args(type_))
+    for token in tokens:
+        if not token.value.strip() and {str, Path} & {*kinds}:
+            raise ValueError("must not be empty; leave the option out, or give it a value")
+        if int in kinds:
+            _check(int, token.value, lambda number: abs(number) < 2**63, "a whole number below 2^63")
+        if float in kinds:
+            _check(float, token.value, isfinite, "a finite number")
     return convert(type_, tokens)
 
 
-def _whole(text: str) -> None:
+def _check(kind: type, text: str, fits: Callable[[Any], bool], rule: str) -> None:
     try:
-        fits = abs(int(text)) < 2**63
+        good = fits(kind(text))
     except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(f"must be a whole number below 2^63, got {text!r}")
+        good = False
+    if not good:
+        raise ValueError(f"must be {rule}, got {text!r}")
 
 
 app = App(
@@ -87,9 +93,12 @@ def _number(type_: Any, tokens: Sequence[Any]) -> float:
     """Read 0.03 as well as 8/255."""
     text = tokens[0].value
     try:
-        return float(Fraction(text.replace(" ", "")))
+        number = float(Fraction(text.replace(" ", "")))
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"must be a number or a fraction such as 8/255, got {text!r}") from error
+    if number < 0:
+        raise ValueError(f"must be >= 0 on the [0, 1] pixel scale, got {text}")
+    return number
 
 
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from robustviz.cli.app import Seed, new_file, say
+from robustviz.cli.app import Count, Seed, new_file, say
 from robustviz.cli.measure import measure, say_luck
 from robustviz.cli.target import Target
 from robustviz.distributed import processes
@@ -15,10 +15,10 @@ def evaluate(
     target: Target,
     *,
     attacks: tuple[EvaluationAttack, ...] = ("fgsm", "ifgsm", "pgd"),
-    steps: int = 20,
-    restarts: int = 1,
+    steps: Count = 20,
+    restarts: Count = 1,
     adaptive: bool = True,
-    batch_size: int = 256,
+    batch_size: Count = 256,
     survivors_only: bool = False,
     seed: Seed = 0,
     out: Path | None = None,
