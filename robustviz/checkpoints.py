@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -146,8 +147,9 @@ def find(name: Path | str) -> Path:
     elif (path / "model.safetensors").exists():
         return path / "model.safetensors"
     names = ", ".join(shipped()) or "none"
+    near = "".join(f"; did you mean {known}?" for known in get_close_matches(str(name), shipped(), 1))
     raise FileNotFoundError(
-        f"there is no checkpoint {name}; give a .safetensors file, a run folder, or a name of: {names}"
+        f"there is no checkpoint {name}{near or ';'} give a .safetensors file, a run folder, or a name of: {names}"
     )
 
 

@@ -4,6 +4,7 @@ Every set is held in memory as one float tensor in [0, 1]; nothing is ever sorte
 """
 
 import hashlib
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -94,9 +95,8 @@ def torchvision_set(
     except RuntimeError as error:
         if download:
             raise
-        raise FileNotFoundError(
-            f"{name} is not in {root}: fetch it with `robustviz fetch {name} --root {root}`"
-        ) from error
+        command = shlex.join(["robustviz", "fetch", name, "--root", str(root)])
+        raise FileNotFoundError(f"{name} is not in {root}: fetch it with `{command}`") from error
     labels = torch.as_tensor(labels).long()
     by_class = labels.argsort(stable=True)  # as in a folder of the same pictures
     return _shuffled(ImageSet(pixels[by_class].contiguous().float() / 255, labels[by_class], classes, name))

@@ -119,3 +119,19 @@ def test_the_options_that_say_what_is_measured_are_written_once():
         assert not set(shared) & set(inspect.signature(command).parameters)
         taken = {argument.name: argument.parameter.help for argument in app[name].assemble_argument_collection()}
         assert {f"--{word}" for word in shared} <= taken.keys()
+
+
+def test_a_checkpoint_that_is_nearly_named_is_suggested():
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint digits-standart; did you mean digits-standard\? give"):
+        cli.run(["evaluate", "digits-standart"])
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint zebra; give a"):
+        cli.run(["evaluate", "zebra"])
+
+
+def test_commands_that_are_suggested_can_be_pasted(tmp_path, monkeypatch, capsys):
+    with pytest.raises(FileNotFoundError, match="fetch it with `robustviz fetch svhn --root 'my sets'`"):
+        cli.run(["evaluate", "digits-pgd", "--data", "svhn", "--root", "my sets"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.run(["train", "--epochs", "1", "--images", "50", "--test-images", "10", "--out", "my run"])
+    assert "attack it with: robustviz evaluate 'my run'\n" in capsys.readouterr().out

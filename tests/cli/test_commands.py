@@ -311,9 +311,8 @@ def test_bad_epsilon(refuses, trained):
         assert "number or a fraction such as 8/255" in text
         assert word in text
     for word in ("-1", "-8/255"):
-        assert f"--epsilon: must be >= 0 on the [0, 1] pixel scale, got {word}" in refuses(
-            "evaluate", f"--epsilon={word}"
-        )
+        text = refuses("evaluate", trained, f"--epsilon={word}")
+        assert f"--epsilon: must be >= 0 on the [0, 1] pixel scale, got {word}" in text
 
 
 def test_bad_numbers(unchecked, trained, tmp_path):
