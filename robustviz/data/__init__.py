@@ -1,17 +1,9 @@
 """Pictures with their classes: embedded, fetched, or from a folder of the user's own."""
 
+from robustviz.data.fetched import DOWNLOADS, TORCHVISION_SETS, FetchedName, torchvision_set
 from robustviz.data.image_set import ImageSet, stratified
 from robustviz.data.parts import Part
-from robustviz.data.sets import (
-    DOWNLOADS,
-    EMBEDDED,
-    TORCHVISION_SETS,
-    augment,
-    digits,
-    image_folder,
-    load,
-    torchvision_set,
-)
+from robustviz.data.sets import EMBEDDED, augment, digits, image_folder, load
 from robustviz.data.sign_faces import SIGNS
 from robustviz.data.signs import signs
 
@@ -20,6 +12,7 @@ __all__ = [
     "EMBEDDED",
     "SIGNS",
     "TORCHVISION_SETS",
+    "FetchedName",
     "ImageSet",
     "Part",
     "augment",

@@ -1,28 +1,22 @@
-"""Image sets: handwritten digits and road signs (embedded), CIFAR-10, SVHN and MNIST by torchvision, folders of images.
+"""Every set by what a person types: embedded, fetched, or files of their own; and how training images are augmented."""
 
-Every set is held in memory as one float tensor in [0, 1]; nothing is ever sorted by class.
-"""
-
-import hashlib
-import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator
 
-from robustviz.data.folder import read_folder
+from robustviz.data.adapters import load_npz
+from robustviz.data.fetched import DOWNLOADS, TORCHVISION_SETS, torchvision_set
+from robustviz.data.folder import class_folders, list_folder, list_table
 from robustviz.data.image_set import ImageSet
 from robustviz.data.parts import Part, check_part, cut
+from robustviz.data.pictures import Fit
 from robustviz.data.signs import signs
 from robustviz.tensors import seeded
 from robustviz.types import Images
-
-TORCHVISION_SETS = ("cifar10", "svhn", "mnist")
-DOWNLOADS = Path("data/downloads")
-"""Where `robustviz fetch` puts data sets unless told otherwise, from the folder it is started in."""
 
 
 def digits(part: Part = "all") -> ImageSet:
@@ -45,144 +39,119 @@ EMBEDDED = {"digits": digits, "signs": signs}
 """Sets that need no download, by the names that a person types."""
 
 
-def torchvision_set(
-    name: Literal["cifar10", "svhn", "mnist"],
-    root: Path | str = DOWNLOADS,
+def image_folder(
+    root: Path | str,
     *,
-    part: Part = "train",
-    download: bool = False,
+    resize: int | None = None,
+    crop: int | None = None,
+    limit: int | None = None,
+    workers: int | None = None,
+    cache: bool = True,
 ) -> ImageSet:
-    """Load CIFAR-10, SVHN or MNIST as torchvision keeps it, in a fixed shuffled order.
+    """Read a folder that holds one subfolder of pictures for each class, with folders inside it or not.
 
-    The order is that of a folder with the same pictures, named by their order within each class (`0000.jpg` ...), so
-    that the number of an image means the same in both.
-
-    Args:
-        name: Which set.
-        root: Folder of the downloaded files.
-        part: The set's own training or test part, or `"all"`, both.
-        download: Fetch the files first if they are missing (torchvision shows the progress and checks the sums).
-
-    Raises:
-        ValueError: If the name or the part is unknown.
-        FileNotFoundError: If the files are not there and `download` is False.
-        ImportError: If torchvision does not fit the installed PyTorch.
-    """
-    if name not in TORCHVISION_SETS:
-        raise ValueError(f"name must be one of {', '.join(TORCHVISION_SETS)}, got {name!r}")
-    check_part(part)
-    if part == "all":
-        both = [torchvision_set(name, root, part=p, download=download) for p in ("train", "test")]
-        images, labels = torch.cat([b.images for b in both]), torch.cat([b.labels for b in both])
-        return _shuffled(ImageSet(images, labels, both[0].classes, name))
-    try:
-        from torchvision import datasets
-    except (ImportError, RuntimeError) as error:
-        raise ImportError(
-            f"torchvision does not fit the installed torch {torch.__version__} ({error}); "
-            "install both in one step so that they match: pip install --upgrade torch torchvision"
-        ) from error
-    try:
-        if name == "svhn":
-            source: Any = datasets.SVHN(root, split=part, download=download)
-            pixels, labels, classes = torch.from_numpy(source.data), source.labels, tuple("0123456789")
-        else:
-            kind = datasets.CIFAR10 if name == "cifar10" else datasets.MNIST
-            source = kind(root, train=part == "train", download=download)
-            pixels, labels = torch.as_tensor(source.data), source.targets
-            pixels = pixels[:, None] if name == "mnist" else pixels.permute(0, 3, 1, 2)
-            classes = tuple(source.classes)
-    except RuntimeError as error:
-        if download:
-            raise
-        command = shlex.join(["robustviz", "fetch", name, "--root", str(root)])
-        raise FileNotFoundError(f"{name} is not in {root}: fetch it with `{command}`") from error
-    labels = torch.as_tensor(labels).long()
-    by_class = labels.argsort(stable=True)  # as in a folder of the same pictures
-    return _shuffled(ImageSet(pixels[by_class].contiguous().float() / 255, labels[by_class], classes, name))
-
-
-def _shuffled(image_set: ImageSet) -> ImageSet:
-    return image_set[torch.randperm(len(image_set), generator=seeded(0))]
-
-
-def image_folder(root: Path | str, *, workers: int | None = None, cache: bool = True) -> ImageSet:
-    """Read a folder that holds one subfolder of pictures for each class, all of one size.
-
-    Pictures are read in parallel, turned into gray if all of them are gray and into RGB otherwise, put in a fixed
-    shuffled order, and kept in the user's cache folder (`ROBUSTVIZ_CACHE` overrides it), so that the next call is
-    fast. The cache belongs to the folder, its files, their sizes and times: a changed folder is read anew.
+    Pictures are read in parallel, as a viewer shows them: upright (EXIF), white where they are transparent. They are
+    gray if all of them are gray and in color otherwise, and come in a fixed shuffled order. The pixels are kept in
+    `$ROBUSTVIZ_CACHE` or the user's cache folder, and read again when a file changes.
 
     Args:
-        root: The folder; subfolder names are the class names, in alphabetical order.
-        workers: Threads that read; None is one for each processor.
+        root: The folder; `~` is the home folder.
+        resize: Length of the short side in pixels; without `crop`, a square of that side is cut out of the middle.
+        crop: Side of the square that is cut out of the middle, at most `resize`.
+        limit: Decode only this many, drawn evenly from the classes; all if there are fewer.
+        workers: Threads that read; None is one for each CPU.
         cache: Keep and use the cache.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no classes or no pictures, or a picture cannot be read or has another size.
+        ValueError: If it holds no classes or no pictures, a picture cannot be read or has another size, or a setting
+            is out of range.
     """
-    return _shuffled(_folder(Path(root), workers=workers, cache=cache)[0])
+    _check_limit(limit)
+    listing = list_folder(Path(root).expanduser())
+    return listing.shuffled().read(fit=Fit(resize, crop), limit=limit, workers=workers, cache=cache)
 
 
-def _folder(root: Path, *, workers: int | None = None, cache: bool = True) -> tuple[ImageSet, list[str]]:
-    """Read a folder of pictures in the order of their names, and the names."""
-    pixels, labels, classes, names = read_folder(root, workers=workers, cache=cache)
-    return ImageSet(pixels.float() / 255, labels, classes, root.resolve().name), names
+def load(
+    data: str,
+    part: Part = "all",
+    *,
+    root: Path | str = DOWNLOADS,
+    resize: int | None = None,
+    crop: int | None = None,
+    limit: int | None = None,
+    pictures: Path | str | None = None,
+) -> ImageSet:
+    """Load a set by what a person types.
 
+    That is `digits`, `signs`, a name of `TORCHVISION_SETS`, a folder of pictures, `set.npz` or `labels.csv`. A folder
+    with subfolders `train` and `test` keeps these parts. Any other folder and a table are split by the names of their
+    files, about a fifth for testing, so that a picture added later moves no other. If `root` holds a picture folder
+    of a set's name, such as `data/downloads/cifar10`, that folder is the set.
 
-def _folder_part(root: Path, part: Part) -> ImageSet:
-    """Cut a folder without parts by a checksum of each picture's name, so that a picture added later moves no other.
-
-    About a fifth is for testing, at least one picture of each class and never all.
+    Args:
+        data: Name of the set or path of the folder or file; `~` is the home folder.
+        part: Which images.
+        root: Folder of the downloaded sets.
+        resize: Length of the short side in pixels; without `crop`, a square of that side is cut out of the middle.
+        crop: Side of the square that is cut out of the middle, at most `resize`.
+        limit: Only this many images, as `load(...).subset(limit)` draws them, or all if there are fewer; of picture
+            files no others are decoded.
+        pictures: Folder of the pictures that a table names; None is the folder of the table.
 
     Raises:
-        ValueError: If a class has a single picture.
-    """
-    everything, names = _folder(root)
-    draws = torch.tensor([int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32 for name in names])
-    test = draws < 0.2
-    for label, name in enumerate(everything.classes):
-        rows = (everything.labels == label).nonzero().squeeze(1)
-        if len(rows) == 1:
-            raise ValueError(f"{root / name} must hold at least two pictures, one to train and one to test on, got 1")
-        test[rows[draws[rows].argmin()]], test[rows[draws[rows].argmax()]] = True, False
-    return _shuffled(everything[(test if part == "test" else ~test).nonzero().squeeze(1)])
-
-
-def load(data: str, part: Part = "all", *, root: Path | str = DOWNLOADS) -> ImageSet:
-    """Load a set by what a person types: `digits`, `signs`, `cifar10`, `svhn`, `mnist`, or the path of an image folder.
-
-    A folder with subfolders `train` and `test` keeps these parts. Any other folder is split by the names of its files,
-    about a fifth for testing, so that a picture added later moves no other. If `root` holds a picture folder of a
-    set's name, such as `data/downloads/cifar10`, that folder stands for the set.
-
-    Raises:
-        ValueError: If the part is unknown or a folder's parts have different classes.
-        FileNotFoundError: If there is no such set or folder.
+        ValueError: If the part is unknown, a folder's parts have different classes, a file holds no set, or a setting
+            is out of range.
+        FileNotFoundError: If there is no such set, folder or file.
     """
     check_part(part)
-    if data in EMBEDDED:
-        return EMBEDDED[data](part)
-    if data in TORCHVISION_SETS and not (Path(root) / data / "train").is_dir():
-        return torchvision_set(data, root, part=part)  # type: ignore[arg-type]
-    folder = Path(root) / data if data in TORCHVISION_SETS else Path(data)
-    if not folder.is_dir():
-        known = ", ".join((*EMBEDDED, *TORCHVISION_SETS))
-        raise FileNotFoundError(f"there is no data set or folder {data}; known are {known}")
+    _check_limit(limit)
+    fit = Fit(resize, crop)
+    path = Path(data).expanduser()
+    if pictures is not None and path.suffix.lower() != ".csv":
+        raise ValueError(f"pictures must come with a table such as labels.csv, but data is {data}")
+    if data in TORCHVISION_SETS and (Path(root).expanduser() / data / "train").is_dir():
+        path = Path(root).expanduser() / data
+    elif data in EMBEDDED:
+        return _drawn(EMBEDDED[data](part), fit, limit)
+    elif data in TORCHVISION_SETS:
+        return _drawn(torchvision_set(data, root, part=part), fit, limit)
+    if path.is_dir():
+        return _load_folder(path, part, fit, limit)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return _drawn(load_npz(path, part), fit, limit)
+    if path.is_file() and path.suffix.lower() == ".csv":
+        listing = list_table(path, None if pictures is None else Path(pictures).expanduser())
+        return listing.part(part).shuffled().read(fit=fit, limit=limit)
+    if path.is_file():
+        raise ValueError(f"{path} must be a folder of pictures, a .npz or a .csv file")
+    known = ", ".join((*EMBEDDED, *TORCHVISION_SETS))
+    raise FileNotFoundError(f"there is no data set, folder or file {data}; known sets are {known}")
+
+
+def _load_folder(folder: Path, part: Part, fit: Fit, limit: int | None) -> ImageSet:
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
-        return image_folder(folder) if part == "all" else _folder_part(folder, part)
-    names = [
-        tuple(sorted(e.name for e in (folder / p).iterdir() if e.is_dir() and e.name[0] != "."))
-        for p in ("train", "test")
-    ]
+        return list_folder(folder).part(part).shuffled().read(fit=fit, limit=limit)
+    names = [class_folders(folder / p) for p in ("train", "test")]
     if names[0] != names[1]:
         raise ValueError(f"{folder}/train and {folder}/test must have the same classes, got {names[0]} and {names[1]}")
-    if part == "all":
-        both = [load(str(folder), "train"), load(str(folder), "test")]
-        images, labels = torch.cat([b.images for b in both]), torch.cat([b.labels for b in both])
-        return _shuffled(ImageSet(images, labels, both[0].classes, folder.name))
-    return replace(image_folder(folder / part), name=folder.resolve().name)
+    train, test = (replace(list_folder(folder / p), name=folder.resolve().name).shuffled() for p in ("train", "test"))
+    listing = (train + test).shuffled() if part == "all" else train if part == "train" else test
+    return listing.read(fit=fit, limit=limit)
+
+
+def _drawn(image_set: ImageSet, fit: Fit, limit: int | None) -> ImageSet:
+    """Draw images of a set that is in memory, and fit them to a size."""
+    if limit is not None and limit < len(image_set):
+        image_set = image_set.subset(limit)
+    if fit.resize is None:
+        return image_set
+    return replace(image_set, images=torch.cat([fit(pixels) for pixels in torch.split(image_set.pixels, 256)]))
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be >= 1 image, got {limit}")
 
 
 def augment(images: Images, *, padding: int = 4, flip: bool = True, generator: Generator | None = None) -> Images:

@@ -40,7 +40,7 @@ def signs(part: Part = "all") -> ImageSet:
     pixels = cached(f"signs-{_version()}", _draw)
     parts = [part] if part != "all" else list(SIZES)
     labels = torch.cat([_labels(name) for name in parts])
-    return ImageSet(torch.cat([pixels[name] for name in parts]).float() / 255, labels, SIGNS, "signs")
+    return ImageSet(torch.cat([pixels[name] for name in parts]), labels, SIGNS, "signs")
 
 
 def _version() -> str:

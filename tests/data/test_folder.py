@@ -8,53 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from picture_files import as_read, by_pillow, claimed, write
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from robustviz.data import cache as caches
-from robustviz.data import folder as pictures
 from robustviz.data import image_folder, load
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 ARCHIVE = next(Path(__file__).parents[3].glob("*/cifar10/cifar10-jpeg.tar.xz"), None)
 """CIFAR-10 as a folder of pictures, packed, if it lies beside the repository."""
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ROBUSTVIZ_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def reads(monkeypatch):
-    """The files that are read, and not taken from the cache."""
-    files, read = [], pictures._read_picture
-    monkeypatch.setattr(pictures, "_read_picture", lambda file: files.append(file) or read(file))
-    return files
-
-
-def write(root, modes=("RGB",), count=4, classes=("ant", "bee"), size=(5, 4), suffixes=(".png",)):
-    """Write pictures of noise, their modes and file formats by turns."""
-    source, number = np.random.default_rng(0), 0
-    for name in classes:
-        (root / name).mkdir(parents=True)
-        for _ in range(count):
-            pixels = Image.fromarray(source.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-            suffix = suffixes[number % len(suffixes)]
-            pixels.convert(modes[number % len(modes)]).save(root / name / f"{number:02}{suffix}")
-            number += 1
-    return root
-
-
-def by_pillow(root, mode):
-    """Class and pixels of every picture, read one by one."""
-    return sorted((file.parent.name, np.asarray(Image.open(file).convert(mode)).tobytes()) for file in root.glob("*/*"))
-
-
-def as_read(image_set):
-    pixels = (image_set.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return sorted(
-        (image_set.classes[label], image.tobytes()) for label, image in zip(image_set.labels, pixels, strict=True)
-    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +40,8 @@ def test_many_file_formats(tmp_path):
     (root / "ant" / "notes.txt").write_text("not a picture")
     (root / ".hidden").mkdir()
     (root / "README.md").write_text("not a class")
-    read = image_folder(root)
+    with pytest.warns(UserWarning, match=r"set: 1 of 15 files are no pictures, left out: 1 \.txt"):
+        read = image_folder(root)
     (root / "ant" / "notes.txt").unlink()
     assert as_read(read) == by_pillow(root, "RGB")
 
@@ -101,7 +66,7 @@ def test_the_cache_is_used(tmp_path, reads, cache):
     assert len(reads) == 16
 
 
-def test_a_changed_picture_is_read_anew(tmp_path, reads):
+def test_a_changed_picture_is_read_again(tmp_path, reads):
     root = write(tmp_path / "set", ["L"])
     image_folder(root)
     changed = root / "bee" / "07.png"
@@ -131,7 +96,7 @@ def test_folders_of_one_name_do_not_share_a_cache(tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda content: content[: len(content) // 2], lambda _: b"", lambda _: b"\xff" * 99]
 )
-def test_a_damaged_cache_is_written_anew(tmp_path, reads, cache, damage):
+def test_a_damaged_cache_is_written_again(tmp_path, reads, cache, damage):
     root = write(tmp_path / "set")
     whole = image_folder(root)
     (kept,) = cache.iterdir()
@@ -186,7 +151,10 @@ def test_more_than_8_bits_are_refused(tmp_path):
 
 def test_mixed_sizes_are_refused(tmp_path):
     root = broken(write(tmp_path / "set"), png(np.zeros((9, 6, 3), np.uint8)))
-    with pytest.raises(ValueError, match=r"one size, got 5x4 in .*ant/00.png and 6x9 in .*bee/broken.png; resize"):
+    with pytest.raises(
+        ValueError,
+        match=r"one size, got 5x4 in .*(ant|bee)/0..png and 6x9 in .*bee/broken.png; resize them, for example to 224",
+    ):
         image_folder(root)
 
 
@@ -207,6 +175,79 @@ def test_folders_that_hold_no_set(tmp_path):
     write(tmp_path / "parts" / "test")
     with pytest.raises(ValueError, match=r"holds the parts test, train and not classes; name one of them"):
         image_folder(tmp_path / "parts")
+
+
+def test_folders_inside_classes(tmp_path):
+    root = write(tmp_path / "set")
+    inside = root / "ant" / "young" / "red"
+    inside.mkdir(parents=True)
+    Image.fromarray(np.full((4, 5, 3), 9, np.uint8)).save(inside / "deep.png")
+    (root / "ant" / "young" / "loop").symlink_to(root / "ant")
+    (root / "ant" / ".hidden").mkdir()
+    (root / "ant" / ".hidden" / "not.png").write_bytes(b"")
+    read = image_folder(root)
+    assert read.labels.bincount().tolist() == [5, 4]
+    assert ("ant", bytes([9]) * 60) in as_read(read)
+
+
+def test_other_files_are_counted(tmp_path):
+    root = write(tmp_path / "set")
+    for name in ("ant/a.svg", "bee/b.svg", "bee/notes.txt", "bee/Thumbs", "bee/.DS_Store"):
+        (root / name).write_text("other")
+    with pytest.warns(UserWarning, match=r"set: 4 of 12 files are no pictures, left out: 2 \.svg, 1 \.txt, 1 Thumbs$"):
+        assert len(image_folder(root)) == 8
+
+
+def test_a_broken_link_is_named(tmp_path):
+    root = write(tmp_path / "set")
+    (root / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"ant/gone.png cannot be read as a picture \(.*remove it"):
+        image_folder(root)
+
+
+def test_huge_pictures_are_refused(tmp_path):
+    root = broken(write(tmp_path / "set"), claimed(10_000, 9_500))
+    with pytest.raises(ValueError, match=r"bee/broken.png has more than the 64 million pixels"):
+        image_folder(root, resize=8)
+
+
+def test_home(tmp_path, monkeypatch):
+    write(tmp_path / "set")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ROBUSTVIZ_CACHE", "~/kept")
+    assert len(image_folder("~/set")) == len(load("~/set")) == 8
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBUSTVIZ_CACHE", "/proc/1/nope")
+    root = write(tmp_path / "set", ["L"])
+    with pytest.warns(UserWarning, match=r"/proc/1/nope cannot be written \(.*\), so set-.* is made again every time"):
+        assert as_read(image_folder(root)) == by_pillow(root, "L")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"pixels": torch.zeros(7, 3, 4, 5, dtype=torch.uint8)},
+        {"pixels": torch.zeros(8, 3, 4, 5)},
+        {"else": torch.zeros(8, 3, 4, 5, dtype=torch.uint8)},
+    ],
+)
+def test_a_cache_of_something_else_is_replaced(tmp_path, cache, other):
+    root = write(tmp_path / "set")
+    whole = image_folder(root)
+    (kept,) = cache.iterdir()
+    save_file(other, kept)
+    assert torch.equal(image_folder(root).pixels, whole.pixels)
+    assert torch.equal(load_file(kept)["pixels"], whole.pixels)
+
+
+def test_pixels_are_bytes(tmp_path):
+    read = image_folder(write(tmp_path / "set"))
+    assert read.pixels.dtype == torch.uint8
+    assert read.images.dtype == torch.float32
+    assert torch.equal(read.images, read.pixels.float() / 255)
 
 
 @pytest.mark.skipif(ARCHIVE is None, reason="there is no CIFAR-10 as pictures beside the repository")
