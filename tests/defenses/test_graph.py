@@ -120,6 +120,61 @@ def test_prepared_template_gives_the_same_weights(neighbors, block, monkeypatch)
     assert (singly[:25, :25] == 0).all()
 
 
+def definition(points, neighbors, scale_neighbor):
+    """The whole matrix, by subtraction; of neighbors at the same distance those with higher numbers count."""
+    count = min(neighbors, len(points) - 1)
+    squared = (points[:, None] - points[None]).square().sum(2).fill_diagonal_(torch.inf)
+    best = squared.flip(1).sort(dim=1, stable=True)
+    near, scale = best.values[:, :count], best.values[:, min(scale_neighbor, count) - 1, None]
+    weights = torch.where(scale > 0, torch.exp(-near / scale), (near == 0).double())
+    return torch.zeros_like(squared).scatter(1, len(points) - 1 - best.indices[:, :count], weights)
+
+
+@given(
+    arrays.arrays(np.float64, st.tuples(st.integers(3, 40), st.just(2)), elements=st.integers(0, 3)),
+    st.integers(1, 20),
+    st.sampled_from([1, 1e-12, 1e9]),
+    st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_all_three_are_the_definition_with_ties_at_any_scale(points, neighbors, factor, data):
+    points, batch = factor * torch.from_numpy(points), data.draw(st.integers(1, len(points) - 1))
+    chosen = {"neighbors": neighbors, "scale_neighbor": data.draw(st.integers(1, neighbors))}
+    features, template = points[:batch], points[batch:]
+    prepared = nearest(template, template, min(neighbors, len(template) - 1), itself=True)
+    whole = definition(points, *chosen.values())
+    torch.testing.assert_close(affinity(points, **chosen).to_dense(), whole)
+    whole[batch:, batch:] = 0
+    together = joined(features, template, prepared, **chosen).to_dense()
+    together[batch:, batch:] = 0
+    torch.testing.assert_close(together, whole)
+    singly = alone(features, template, prepared, **chosen).to_dense()
+    for x in range(batch):
+        one = definition(torch.cat([features[x : x + 1], template]), *chosen.values())
+        torch.testing.assert_close(singly[x, batch:], one[0, 1:])
+        torch.testing.assert_close(singly[batch:, x], one[1:, 0])
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.floats(-13, 13),
+    st.sampled_from([0.0, 0.1, 100.0]),
+)
+@settings(max_examples=30, deadline=None)
+def test_scaling_all_points_changes_no_weight_and_scales_the_gradient(seed, dtype, exponent, offset):
+    factor, points = 10**exponent, (offset + normal(60, 4, seed=seed)).to(dtype)
+    tolerance = 1e-3 if dtype == torch.float32 else 1e-9
+    answers = []
+    for moved, unit in ((points, 1.0), (points * factor, factor)):
+        moved = moved.clone().requires_grad_()
+        values = affinity(moved).values
+        (gradient,) = torch.autograd.grad((values * torch.arange(len(values))).sum(), moved)
+        answers.append((values.detach(), gradient * unit))
+    torch.testing.assert_close(answers[0][0], answers[1][0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(answers[0][1], answers[1][1], rtol=tolerance, atol=tolerance * answers[0][1].abs().max())
+
+
 @pytest.mark.parametrize("graph_of", [joined, alone])
 def test_gradient_with_a_prepared_template(graph_of):
     features, template = normal(6, 3).requires_grad_(), normal(20, 3, seed=1).requires_grad_()

@@ -1,18 +1,23 @@
-"""The graph of the weighted nonlocal Laplacian: who is a neighbor of whom, and how alike they are.
+"""The weights of WNLL's graph: which points are neighbors, and how alike they are.
 
     w_xy = exp(-|x - y|^2 / sigma_x^2)    for the K nearest neighbors y of x, sigma_x = distance to the M-th of them
 
 Points are ordered as in the papers' union of batch and template: unlabelled first, then the template. Which points are
-neighbors is decided without gradient and held fixed; the weights are differentiable in all points, sigma included.
+neighbors is decided without gradient and held fixed; the weights are differentiable in the points, sigma included.
+
+Three functions give the same weights: `affinity` from the points alone; `joined` from neighbor lists that the template
+has already, so that the cost grows linearly with it; `alone` for many features, each as if it were the only one.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from robustviz.neighbors import Neighbors, blocks, nearest
+from robustviz.neighbors import Neighbors, Pairs, nearest, nearest_and_reached, unit_factor
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class Weights:
         source: x of every pair.
         target: y of every pair.
         values: w_xy, from 0 to 1.
-        count: How many points there are.
-        points: Where they are, without gradient; None if only the weights are known.
+        count: Number of points.
+        points: The points up to a common factor, without gradient; None if only the weights are known.
     """
 
     source: Int[Tensor, "e"]
@@ -42,9 +47,11 @@ class Weights:
 def affinity(points: Float[Tensor, "n d"], *, neighbors: int = 15, scale_neighbor: int = 8) -> Weights:
     """Weigh every point's nearest neighbors: w_xy = exp(-|x - y|^2 / sigma_x^2), where sigma_x is itself a distance.
 
+    Multiplying all points by a number changes nothing.
+
     Args:
         points: Unlabelled points first, then the template. Half precision is computed in float32.
-        neighbors: K, how many neighbors a point listens to, itself not counted; at most n - 1 are used.
+        neighbors: K, the number of neighbors of a point, itself not counted; at most n - 1 are used.
         scale_neighbor: M, the neighbor whose distance is sigma_x; at most K. Where it is 0, points in the same place
             weigh 1 and all others 0.
 
@@ -58,9 +65,10 @@ def affinity(points: Float[Tensor, "n d"], *, neighbors: int = 15, scale_neighbo
     """
     check_graph(neighbors, scale_neighbor)
     points = checked(points)
-    count = min(neighbors, max(0, len(points) - 1))
-    lists = nearest(points, points, count, itself=True).indices
-    return _weigh(points, torch.arange(len(points), device=points.device), lists, scale_neighbor)
+    moving = points * unit_factor(points)
+    found = nearest(moving, moving, min(neighbors, max(0, len(points) - 1)), itself=True)
+    rows = torch.arange(len(points), device=points.device)
+    return _weigh(moving, moving.detach(), rows, found, scale_neighbor)
 
 
 def joined(
@@ -73,36 +81,23 @@ def joined(
 ) -> Weights:
     """Compute `affinity` of features and template together, but from neighbor lists that the template already has.
 
-    A batch point takes a place in the list of every template point that it is nearer to than its K-th neighbor. Pairs
-    inside the template are left out, because the labels there are given; so cost and memory grow linearly with it.
+    A feature enters the list of every template point that it is nearer to than its K-th neighbor. Pairs inside the
+    template are left out, because the labels there are given; so cost and memory grow linearly with it.
 
     Args:
         features: The batch.
-        template: The labelled points.
+        template: The labelled points, taken as constant.
         prepared: `nearest(template, template, ...)`, itself not counted.
         neighbors: K.
         scale_neighbor: M.
     """
-    points, batch = torch.cat([features, template]), len(features)
-    count = min(neighbors, len(points) - 1)
-    own = nearest(features, points, count, itself=True).indices
-    rows = [torch.zeros(0, dtype=torch.long, device=points.device)]
-    reach = _reach(prepared, neighbors)
-    for start, squared, error in blocks(template, features):
-        near = squared.amin(1) <= reach[start : start + len(squared)] + error
-        rows.append(start + near.nonzero().squeeze(1))
-    entered = torch.cat(rows)
-    new = nearest(template[entered], features, min(neighbors, batch))
-    squared = torch.cat([prepared.squared[entered], new.squared], 1)
-    order = squared.topk(min(count, squared.shape[1]), largest=False).indices
-    theirs = torch.cat([prepared.indices[entered] + batch, new.indices], 1).gather(1, order)
-    return _weigh(
-        points,
-        torch.cat([torch.arange(batch, device=points.device), batch + entered]),
-        torch.cat([own, theirs]),
-        scale_neighbor,
-        unlabelled=batch,
-    )
+    moving, points, prepared = _together(features, template, prepared)
+    batch, count = len(moving), min(neighbors, len(points) - 1)
+    own, pairs = nearest_and_reached(moving, points, count, _reach(prepared, neighbors), itself=True)
+    entered, theirs = _entered(prepared, pairs, batch, count)
+    rows = torch.cat([torch.arange(batch, device=points.device), batch + entered])
+    lists = Neighbors(torch.cat([own.indices, theirs.indices]), torch.cat([own.squared, theirs.squared]))
+    return _weigh(moving, points, rows, lists, scale_neighbor)
 
 
 def alone(
@@ -117,28 +112,23 @@ def alone(
 
     The weights are those of `affinity` of one feature and the template, for all features at once.
     """
-    points, batch, size = torch.cat([features, template]), len(features), len(template)
-    own = nearest(features, template, min(neighbors, size)).indices
-    weights = _weigh(points, torch.arange(batch, device=points.device), own + batch, scale_neighbor)
-    pairs = [torch.zeros(0, 2, dtype=torch.long, device=points.device)]
-    reach = _reach(prepared, neighbors)
-    for start, squared, error in blocks(template, features):
-        near = squared <= reach[start : start + len(squared), None] + error[:, None]
-        pairs.append(near.nonzero() + torch.tensor([start, 0], device=points.device))
-    source, target = torch.cat(pairs).unbind(1)
-    exact = _squared(points, batch + source, target)
-    enters = exact.detach() < reach[source]
-    source, target, exact = source[enters], target[enters], exact[enters]
-    # The feature may push the M-th neighbor back by one place, or be it.
+    moving, points, prepared = _together(features, template, prepared)
+    batch, size = len(moving), len(template)
+    own, pairs = nearest_and_reached(moving, points[batch:], min(neighbors, size), _reach(prepared, neighbors))
+    rows = torch.arange(batch, device=points.device)
+    weights = _weigh(moving, points, rows, Neighbors(own.indices + batch, own.squared), scale_neighbor)
+    squared = _SquaredDistances.apply(moving, points, pairs.squared, batch + pairs.points, pairs.queries)
+    # The feature may push the M-th neighbor of a template point back by one place, or be it.
     scale = min(scale_neighbor, size)
-    nearer = _reach(prepared, scale - 1)[source] if scale > 1 else torch.zeros_like(exact)
-    sigma = torch.maximum(torch.minimum(exact, _reach(prepared, scale)[source].to(exact)), nearer.to(exact))
+    mth = _reach(prepared, scale)[pairs.points]
+    nearer = _reach(prepared, scale - 1)[pairs.points] if scale > 1 else torch.zeros_like(mth)
+    values = _bell(squared, torch.maximum(torch.minimum(squared, mth), nearer))
     return Weights(
-        torch.cat([weights.source, batch + source]),
-        torch.cat([weights.target, target]),
-        torch.cat([weights.values, _bell(exact, sigma)]),
+        torch.cat([weights.source, batch + pairs.points]),
+        torch.cat([weights.target, pairs.queries]),
+        torch.cat([weights.values, values.to(points.dtype)]),
         len(points),
-        points.detach(),
+        points,
     )
 
 
@@ -157,9 +147,67 @@ def checked(points: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return points.to(torch.promote_types(points.dtype, torch.float32))
 
 
-def _squared(points: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Squared distances of pairs of points, by subtraction, with gradient."""
-    return (points.index_select(0, source) - points.index_select(0, target)).square().sum(1)
+def _together(features: Tensor, template: Tensor, prepared: Neighbors) -> tuple[Tensor, Tensor, Neighbors]:
+    """Features with gradient, all points without, and the template's lists, in a common unit of length."""
+    factor = unit_factor(template)
+    moving = features * factor
+    points = torch.cat([moving.detach(), template.detach() * factor])
+    return moving, points, Neighbors(prepared.indices, prepared.squared * factor**2)
+
+
+def _reach(prepared: Neighbors, place: int) -> Tensor:
+    """Squared distance of every point to its neighbor in a place, from 1; infinite where there are fewer."""
+    if place > prepared.squared.shape[1]:
+        return prepared.squared.new_full((len(prepared.squared),), torch.inf)
+    return prepared.squared[:, place - 1]
+
+
+def _entered(prepared: Neighbors, pairs: Pairs, batch: int, count: int) -> tuple[Tensor, Neighbors]:
+    """Template points whose lists batch points enter, and these lists; the numbers in them are those of all points.
+
+    Of points at the same distance those with higher numbers come first, as in `nearest`.
+    """
+    order = pairs.queries.argsort(descending=True)
+    for key in (pairs.squared, pairs.points):
+        order = order[key[order].argsort(stable=True)]
+    entered, sizes = torch.unique_consecutive(pairs.points[order], return_counts=True)
+    row = torch.arange(len(entered), device=order.device).repeat_interleave(sizes)
+    place = torch.arange(len(row), device=row.device) - (sizes.cumsum(0) - sizes)[row]
+    early = place < count
+    order, row, place = order[early], row[early], place[early]
+    width = int(place.amax()) + 1 if len(place) else 0
+    squared = pairs.squared.new_full((len(entered), width), torch.inf).index_put((row, place), pairs.squared[order])
+    indices = pairs.queries.new_zeros(len(entered), width).index_put((row, place), pairs.queries[order])
+    squared = torch.cat([prepared.squared[entered], squared], 1)
+    indices = torch.cat([prepared.indices[entered] + batch, indices], 1)
+    squared, order = squared.sort(dim=1, stable=True)
+    return entered, Neighbors(indices.gather(1, order[:, :count]), squared[:, :count])
+
+
+class _SquaredDistances(torch.autograd.Function):
+    """Squared distances of pairs, known already, with their gradient in the points that move (the first ones).
+
+    d|x - y|^2 = 2 (x - y) (dx - dy), by subtraction; pairs without gradient cost nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, moving: Tensor, points: Tensor, squared: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(points, source, target)
+        ctx.moving = len(moving)
+        return squared.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        points, source, target = ctx.saved_tensors
+        used = ((gradient != 0) & ((source < ctx.moving) | (target < ctx.moving))).nonzero().squeeze(1)
+        source, target = source[used], target[used]
+        slope = points.index_select(0, source).sub_(points.index_select(0, target))
+        slope *= (2 * gradient[used, None]).to(points.dtype)
+        total = points.new_zeros(ctx.moving + 1, points.shape[1])  # the last row takes what belongs to constant points
+        total.index_add_(0, source.clamp_max(ctx.moving), slope)
+        total.index_add_(0, target.clamp_max(ctx.moving), slope, alpha=-1)
+        return total[:-1], None, None, None, None
 
 
 def _bell(squared: Tensor, scale: Tensor) -> Tensor:
@@ -170,23 +218,12 @@ def _bell(squared: Tensor, scale: Tensor) -> Tensor:
     return torch.where(near, torch.exp(-ratio), 0)
 
 
-def _reach(prepared: Neighbors, place: int) -> Tensor:
-    """Squared distance of every point to its neighbor in a place, from 1; infinite where there are fewer."""
-    if place > prepared.squared.shape[1]:
-        return prepared.squared.new_full((len(prepared.squared),), torch.inf)
-    return prepared.squared[:, place - 1]
-
-
-def _weigh(
-    points: Tensor, rows: Tensor, lists: Tensor, scale_neighbor: int, *, unlabelled: int | None = None
-) -> Weights:
-    """Weigh the pairs of each row and the points in its list; of template rows only those with an unlabelled point."""
-    last = lists[:, :scale_neighbor][:, -1] if lists.shape[1] else rows
-    scale = _squared(points, rows, last)
-    keep = torch.ones_like(lists, dtype=torch.bool)
-    if unlabelled is not None:
-        keep = (rows < unlabelled)[:, None] | (lists < unlabelled)
-    row, place = keep.nonzero(as_tuple=True)
-    source, target = rows[row], lists[row, place]
-    values = _bell(_squared(points, source, target), scale.index_select(0, row))
-    return Weights(source, target, values, len(points), points.detach())
+def _weigh(moving: Tensor, points: Tensor, rows: Tensor, lists: Neighbors, scale_neighbor: int) -> Weights:
+    """Weigh the pairs of each row and the points in its list; of constant rows only those with a moving point."""
+    source = rows[:, None].expand_as(lists.indices)
+    flat = (lists.squared.flatten(), source.flatten(), lists.indices.flatten())
+    squared = _SquaredDistances.apply(moving, points, *flat).view_as(lists.squared)
+    scale = squared[:, :scale_neighbor][:, -1:] if lists.indices.shape[1] else squared
+    keep = ((source < len(moving)) | (lists.indices < len(moving))).nonzero(as_tuple=True)
+    values = _bell(squared, scale)[keep].to(points.dtype)
+    return Weights(source[keep], lists.indices[keep], values, len(points), points)
