@@ -64,6 +64,10 @@ class Classifier(nn.Module):
         head: Maps features to logits (n, K).
         normalize: First layer of the network proper, usually a `Normalize`.
         purify: Cleans images before anything else; None leaves them as they are.
+
+    Attributes:
+        classes: Names of the classes in the order of the logits; None if nobody said them.
+        source: What opens the network again, if `robustviz.networks.open_network` opened it.
     """
 
     def __init__(self, body: nn.Module, head: nn.Module, *, normalize: nn.Module, purify: nn.Module | None = None):
@@ -72,6 +76,8 @@ class Classifier(nn.Module):
         self.normalize = normalize
         self.body = body
         self.head = head
+        self.classes: tuple[str, ...] | None = None
+        self.source: object = None
 
     def features(self, images: Images) -> Float[Tensor, "n d"]:
         """Return what the head sees: the penultimate features."""
@@ -95,7 +101,7 @@ class Classifier(nn.Module):
             raise ValueError(f"slots are {', '.join(known)}, got {', '.join(sorted(unknown))}")
         parts: dict[str, Any] = {name: slots.get(name, getattr(self, name)) for name in known}
         changed = Classifier(parts["body"], parts["head"], normalize=parts["normalize"], purify=parts["purify"])
-        changed.training = self.training
+        changed.training, changed.classes = self.training, self.classes
         return changed
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robustviz.models import Classifier
-from robustviz.networks.tracing import Call, example, trace, untouched
+from robustviz.networks.tracing import Call, agree, example, trace, untouched
 from robustviz.types import Images
 
 Precision = Literal["fp32", "bf16"]
@@ -65,7 +65,7 @@ def _folded(model: nn.Module, images: Images | None) -> nn.Module | None:
         found = _answer(copy, images)
     except Exception:  # a forward method may use the parts of a sequence as it likes
         return None
-    return copy if _agree(expected, found) else None
+    return copy if agree(expected, found) else None
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -95,14 +95,6 @@ def _answer(network: nn.Module, images: Images) -> object:
     network = network.replace(purify=None) if isinstance(network, Classifier) else network
     with untouched(network):
         return network(images.clone())
-
-
-def _agree(expected: object, found: object) -> bool:
-    """Tell whether two answers differ by rounding at most."""
-    if not (isinstance(expected, Tensor) and isinstance(found, Tensor) and expected.shape == found.shape):
-        return False
-    bound = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max().clamp_min(1)
-    return bool(((found - expected).abs() <= bound).all())
 
 
 class _Autocast(nn.Module):

@@ -156,3 +156,11 @@ def layout_of(calls: Sequence[Call], index: int) -> Layout | None:
     if len(shape) == 3:
         return "tokens"
     return None if shape[1] == shape[2] != shape[3] else "maps"
+
+
+def agree(expected: object, found: object) -> bool:
+    """Tell whether two answers of a network are tensors that differ by rounding at most."""
+    if not (isinstance(expected, Tensor) and isinstance(found, Tensor) and expected.shape == found.shape):
+        return False
+    bound = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max().clamp_min(1)
+    return bool(((found - expected).abs() <= bound).all())
