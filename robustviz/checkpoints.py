@@ -13,12 +13,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 import robustviz
-from robustviz.data import ImageSet
 from robustviz.defenses.assembly import BUILDERS
-from robustviz.defenses.wnll.head import WNLLHead
 from robustviz.models import Classifier
 from robustviz.records import RunRecord, describe, write_atomic
-from robustviz.training import hold_out
 
 SHIPPED = [Path(robustviz.__file__).parent / "shipped", Path(robustviz.__file__).parents[1] / "data" / "checkpoints"]
 """Where trained networks come with the library: in an installed package, and in a checkout of the repository."""
@@ -102,34 +99,6 @@ def load(name: Path | str) -> tuple[Classifier, RunRecord]:
     except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} does not fit {describe(build)['function']}: {error}") from error
     return model.eval(), record
-
-
-def template_source(name: Path | str, training_set: ImageSet) -> ImageSet:
-    """Find the images that the template of a WNLL network was drawn from: those of its training that were not held out.
-
-    Behind TVM the template holds the features of their purified versions, made with other masks than a new pass.
-
-    Args:
-        name: As in `load`.
-        training_set: All training images of the data set.
-
-    Returns:
-        The images that `WNLLHead.votes` numbers.
-
-    Raises:
-        ValueError: If the network has no template, or was trained on other images.
-    """
-    network, record = load(name)
-    if not isinstance(network.head, WNLLHead):
-        raise ValueError(f"{name} must have a template, but its head is a {type(network.head).__name__}")
-    trained = training_set.subset(min(record.settings.get("training_images", len(training_set)), len(training_set)))
-    source = trained[hold_out(trained.labels, record.settings.get("validation", 0.0))[0]]
-    if not network.head.drawn_from(source.labels):
-        raise ValueError(
-            f"{name} was trained on other images than the {len(training_set)} of {training_set.name}: its template is "
-            "not among them; give the data that it was trained on"
-        )
-    return source
 
 
 def find(name: Path | str) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robustviz.records import describe, is_call, read_call
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"small_steps": "fine_pgd"}
 """Recorded name of a function or dataclass -> its name today, for those that were renamed and do what they did."""
 
 PLAIN = (bool, int, float, str, tuple)

@@ -12,6 +12,7 @@ import robustviz
 from robustviz import checkpoints
 from robustviz.data import DOWNLOADS, ImageSet, Part, load
 from robustviz.evaluation.comparison import RESULTS, Comparison
+from robustviz.geometry import template_source
 from robustviz.models import Classifier
 from robustviz.presets import stem, usual_device
 
@@ -53,7 +54,7 @@ def load_networks(data: str, names: Mapping[str, str]) -> dict[str, Classifier]:
     return {name: checkpoints.load(f"{stem(data)}-{ending}")[0].to(_device(data)) for name, ending in names.items()}
 
 
-def template_source(data: str, ending: str) -> ImageSet:
+def load_template_source(data: str, ending: str) -> ImageSet:
     """Load the images that the template of a WNLL network was drawn from; `WNLLHead.votes` answers with their numbers.
 
     Args:
@@ -63,7 +64,7 @@ def template_source(data: str, ending: str) -> ImageSet:
     Raises:
         ValueError: If the network has no template, or was trained on other images than those of this set.
     """
-    return checkpoints.template_source(f"{stem(data)}-{ending}", load_images(data, "train"))
+    return template_source(f"{stem(data)}-{ending}", load_images(data, "train"))
 
 
 def recorded(name: str) -> Comparison:

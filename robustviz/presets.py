@@ -7,29 +7,12 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from robustviz.attacks import (
-    apgd,
-    apgd_targeted,
-    bounded,
-    carlini_wagner,
-    deepfool,
-    fgsm,
-    fmn,
-    ifgsm,
-    mifgsm,
-    pgd,
-    random_noise,
-    square,
-)
-from robustviz.objectives import cross_entropy, dlr, mart, trades
+from robustviz.attacks import fgsm, ifgsm, mifgsm, pgd
+from robustviz.objectives import cross_entropy, mart, trades
 from robustviz.types import Attack, Norm, Objective, Threat
 
 TrainingAttack = Literal["none", "fgsm-rs", "pgd", "trades", "mart"]
 EvaluationAttack = Literal["fgsm", "ifgsm", "pgd", "mifgsm"]
-SuiteAttack = Literal["apgd-ce", "apgd-dlr", "apgd-t", "pgd", "fmn", "cw", "deepfool", "square", "noise"]
-
-STANDARD: tuple[SuiteAttack, ...] = ("apgd-ce", "apgd-t", "fmn", "square")
-"""The ensemble that robust accuracy is usually reported for."""
 
 EPSILONS: dict[Norm, dict[str, float]] = {"linf": {"digits": 0.15, "mnist": 0.3}, "l2": {"digits": 1.0, "mnist": 2.0}}
 """Radii of gray data sets; others have 8 / 255 in L-infinity and 0.5 in L2. A person reads 8x8 digits past 0.15."""
@@ -101,59 +84,6 @@ def evaluation_attacks(
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"names must be of {', '.join(known)}, got {unknown[0]!r}")
     return dict(known[name] for name in names)
-
-
-def suite_attacks(
-    names: Iterable[SuiteAttack], threat: Threat, classes: int, *, steps: int = 100, queries: int = 5000
-) -> dict[str, Attack]:
-    """Attacks for a cascade, `evaluate(survivors_only=True)`: each leaves an image alone as soon as it fools.
-
-    Those that look for the nearest image count only what they find within the threat.
-
-    Args:
-        names: In the order in which they run.
-        threat: Norm and radius.
-        classes: How many classes the model knows; Auto-PGD on DLR aims at up to nine others.
-        steps: Of the attacks that follow a gradient.
-        queries: Of those that see only outputs.
-
-    Raises:
-        ValueError: If there are fewer than two classes, a name is unknown, or Carlini & Wagner meets L-infinity.
-    """
-    if classes < 2:
-        raise ValueError(f"classes must be >= 2, got {classes}")
-    names, nearest, climb = list(names), partial(bounded, threat=threat), partial(apgd, threat=threat, steps=steps)
-    if "cw" in names and threat.norm != "l2":
-        raise ValueError(f"cw looks for the nearest image in l2, but the threat is {threat.norm}; use fmn")
-    known: dict[SuiteAttack, tuple[str, Attack]] = {
-        "apgd-ce": (f"APGD-CE-{steps}", partial(climb, early_exit=True)),
-        "apgd-dlr": (f"APGD-DLR-{steps}", partial(climb, objective=dlr, early_exit=True)),
-        "apgd-t": (
-            f"APGD-T-{steps}",
-            partial(apgd_targeted, threat=threat, steps=steps, targets=min(9, classes - 1), early_exit=True),
-        ),
-        "pgd": (f"PGD-{steps}", partial(pgd, threat=threat, steps=steps, early_exit=True)),
-        "fmn": (f"FMN-{steps}", partial(nearest, attack=partial(fmn, norm=threat.norm, steps=steps))),
-        "cw": (f"CW-{steps}", partial(nearest, attack=partial(carlini_wagner, steps=steps))),
-        "deepfool": (f"DeepFool-{steps}", partial(nearest, attack=partial(deepfool, norm=threat.norm, steps=steps))),
-        "square": (f"Square-{queries}", partial(square, threat=threat, steps=queries)),
-        "noise": (f"noise-{queries}", partial(random_noise, threat=threat, steps=queries)),
-    }
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"names must be of {', '.join(known)}, got {unknown[0]!r}")
-    return dict(known[name] for name in names)
-
-
-def standard_ensemble(threat: Threat, classes: int, *, steps: int = 100, queries: int = 5000) -> dict[str, Attack]:
-    """Four attacks of different kinds, whose worst case is the standard; arguments are those of `suite_attacks`.
-
-    Auto-PGD on cross-entropy, Auto-PGD towards other classes on DLR, fast minimum norm, and Square, which sees no
-    gradient.
-
-    Source: Croce & Hein, "Reliable evaluation of adversarial robustness", arXiv 2003.01690; their FAB is replaced
-    with FMN (Pintor et al., arXiv 2102.12827).
-    """
-    return suite_attacks(STANDARD, threat, classes, steps=steps, queries=queries)
 
 
 def usual_device(name: str) -> torch.device:

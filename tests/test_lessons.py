@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from robustviz import checkpoints, data, lessons
-from robustviz.lessons import check, described, load_images, load_networks, predict, recorded, template_source
+from robustviz.lessons import check, described, load_images, load_networks, load_template_source, predict, recorded
 
 
 def test_images_and_networks_come_by_one_name():
@@ -60,17 +60,17 @@ def write_pictures(root):
 
 def test_a_template_stands_in_the_images_it_was_drawn_from():
     head = load_networks("digits", {"wnll": "pgd-wnll"})["wnll"].head
-    source = template_source("digits", "pgd-wnll")
+    source = load_template_source("digits", "pgd-wnll")
     assert source.labels[head.template_indices].equal(head.template_labels)
     with pytest.raises(ValueError, match="digits-pgd must have a template"):
-        template_source("digits", "pgd")
+        load_template_source("digits", "pgd")
 
 
 def test_other_images_than_those_of_the_template_are_refused(monkeypatch):
     train = load_images("digits", "train")
     monkeypatch.setattr(lessons, "load_images", lambda data, part: train[torch.arange(len(train)).flip(0)])
     with pytest.raises(ValueError, match="trained on other images"):
-        template_source("digits", "wnll")
+        load_template_source("digits", "wnll")
 
 
 def test_recorded_results_are_found_from_everywhere(tmp_path, monkeypatch):

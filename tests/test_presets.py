@@ -1,22 +1,15 @@
-from typing import get_args
-
 import pytest
 import torch
-from torch import nn
 
 from robustviz.presets import (
-    SuiteAttack,
     evaluation_attacks,
-    standard_ensemble,
     stem,
-    suite_attacks,
     training_attack,
     usual_augmentation,
     usual_device,
     usual_threat,
 )
 from robustviz.records import describe
-from robustviz.tensors import norms, seeded
 from robustviz.types import Threat
 
 THREAT = Threat("linf", 0.1)
@@ -58,39 +51,7 @@ def test_evaluation_attacks_have_the_names_of_their_columns():
     assert {described[name]["threat"]["epsilon"] for name in attacks} == {0.1}
 
 
-def test_the_standard_ensemble_is_one_of_the_suites():
-    ensemble = standard_ensemble(THREAT, 10)
-    assert list(ensemble) == ["APGD-CE-100", "APGD-T-100", "FMN-100", "Square-5000"]
-    assert describe(ensemble) == describe(suite_attacks(["apgd-ce", "apgd-t", "fmn", "square"], THREAT, 10))
-    described = describe(ensemble)
-    assert [settings["function"] for settings in described.values()] == ["apgd", "apgd_targeted", "bounded", "square"]
-    assert {settings["threat"]["epsilon"] for settings in described.values()} == {0.1}
-    assert described["FMN-100"]["attack"]["norm"] == "linf"
-    assert described["APGD-T-100"]["targets"] == 9
-    assert describe(standard_ensemble(Threat("l2", 1.0), 3))["APGD-T-100"]["targets"] == 2
-    assert describe(standard_ensemble(Threat("l2", 1.0), 3))["FMN-100"]["attack"]["norm"] == "l2"
-
-
-@pytest.mark.parametrize(("norm", "classes"), [("linf", 2), ("linf", 10), ("l2", 3)])
-def test_every_attack_of_a_suite_fools_within_the_threat(digits, norm, classes):
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
-    net[1].weight.data.copy_(torch.randn(classes, 64, generator=seeded(2)))
-    images, threat = digits[0][:20], Threat(norm, {"linf": 0.08, "l2": 0.6}[norm])
-    labels = net(images).argmax(1)
-    names = [name for name in get_args(SuiteAttack) if norm == "l2" or name != "cw"]
-    for attack in suite_attacks(names, threat, classes, steps=10, queries=20).values():
-        attacked = attack(net, images, labels)
-        assert (norms(attacked - images, norm) <= threat.epsilon + 1e-5).all()
-        assert (net(attacked).argmax(1) != labels).any()
-
-
 def test_unknown_names_list_the_known(unchecked):
-    with pytest.raises(ValueError, match=r"apgd-ce, apgd-dlr.*noise, got 'fab'"):
-        suite_attacks(["fab"], THREAT, 10)
-    with pytest.raises(ValueError, match="classes must be >= 2, got 1"):
-        standard_ensemble(THREAT, 1)
-    with pytest.raises(ValueError, match="the threat is linf; use fmn"):
-        suite_attacks(["cw"], THREAT, 10)
     with pytest.raises(ValueError, match=r"none, fgsm-rs, pgd, trades, mart, got 'madry'"):
         training_attack("madry", THREAT)
     with pytest.raises(ValueError, match=r"fgsm, ifgsm, pgd, mifgsm, got 'cw'"):

@@ -9,29 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustviz.attacks import (
-    against,
-    alone_head,
-    apgd,
-    apgd_targeted,
-    bounded,
-    carlini_wagner,
-    fmn,
-    identity_backward,
-    linear_head,
-    square,
-)
+from robustviz.attacks import against, alone_head, carlini_wagner, identity_backward, linear_head
 from robustviz.benchmark.record import CARLINI_WAGNER, Condition, NetworkResults, Suite, share
 from robustviz.data import ImageSet
-from robustviz.defenses.tvm import TVM
-from robustviz.defenses.wnll.head import WNLLHead
 from robustviz.evaluation import CLEAN, evaluate
+from robustviz.evaluation.suites import SuiteAttack, adaptive_attacks, ensemble, published_view
 from robustviz.fingerprint import differing, fingerprint, revisions_of
 from robustviz.models import Classifier
 from robustviz.presets import evaluation_attacks
 from robustviz.records import describe
-from robustviz.studies import attacks_on_defenses, published_view
-from robustviz.tensors import batch_dependent, seeded
+from robustviz.tensors import batch_dependent, seeded, stochastic
 from robustviz.types import Attack, Threat
 
 
@@ -83,6 +70,15 @@ class Plan:
     view: Callable[[Any], nn.Module] | None = None
 
 
+ENSEMBLE: dict[str, SuiteAttack] = {
+    "APGD": "apgd-ce",
+    "APGD, targeted": "apgd-t",
+    "FMN": "fmn",
+    "Square": "square",
+}
+"""Attacks of the ensemble by the names that their conditions have."""
+
+
 def plans(model: Classifier, threat: Threat, effort: Effort, suites: Sequence[Suite]) -> dict[str, Plan]:
     """What to measure on a network, by the names of the conditions; clean images always come first."""
     view = published_view(model)
@@ -93,35 +89,37 @@ def plans(model: Classifier, threat: Threat, effort: Effort, suites: Sequence[Su
         published = attack if view is None else partial(against, view=view, attack=attack)
         made[name] = Plan("common", published, few=name == CARLINI_WAGNER)
     done = [describe(plan.attack) for plan in made.values()]
-    made |= {name: plan for name, plan in _adaptive(model, threat).items() if describe(plan.attack) not in done}
-    made |= _ensemble(model, threat, effort)
-    if isinstance(model.head, WNLLHead):
+    slow = stochastic(model)
+    for name, attack in adaptive_attacks(model, threat).items():
+        if describe(attack) not in done:
+            made[name] = Plan("adaptive", attack, few=slow)
+    made |= _ensemble(model, threat, effort, slow)
+    if isinstance(getattr(model.head, "linear", None), nn.Module):
         made["clean, one at a time"] = Plan("heads", None, view=alone_head)
         made["clean, linear head beside"] = Plan("heads", None, view=linear_head)
     return {name: plan for name, plan in made.items() if plan.suite in suites or name == CLEAN}
 
 
-def _ensemble(model: Classifier, threat: Threat, effort: Effort) -> dict[str, Plan]:
-    """Four strong attacks, each on what those before left right, unless a batch is answered as a whole."""
-    steps = effort.ensemble_steps
-    attacks: dict[str, Attack] = {
-        "APGD": partial(apgd, threat=threat, steps=steps),
-        "APGD, targeted": partial(apgd_targeted, threat=threat, steps=steps, targets=effort.targets),
-        "FMN": partial(bounded, threat=threat, attack=partial(fmn, norm=threat.norm, steps=steps)),
-        "Square": partial(square, threat=threat, steps=effort.square_steps),
-    }
-    slow, made = isinstance(model.purify, TVM), dict[str, Plan]()
-    for name, attack in attacks.items():
-        through = partial(against, view=identity_backward, attack=attack) if slow else attack
+def _ensemble(model: Classifier, threat: Threat, effort: Effort, slow: bool) -> dict[str, Plan]:
+    """Four strong attacks, each on what those before left right, unless a batch is answered as a whole.
+
+    A purifier is passed as the identity (BPDA).
+    """
+    attacks = ensemble(
+        ENSEMBLE.values(),
+        threat,
+        effort.targets + 1,
+        steps=effort.ensemble_steps,
+        queries=effort.square_steps,
+        targets=effort.targets,
+        early_exit=False,
+    )
+    purified, made = not isinstance(model.purify, nn.Identity), dict[str, Plan]()
+    for name, attack in zip(ENSEMBLE, attacks.values(), strict=True):
+        through = partial(against, view=identity_backward, attack=attack) if purified else attack
         before = () if batch_dependent(model) else (CLEAN, *made)
         made[name] = Plan("ensemble", through, few=slow, after=before)
     return made
-
-
-def _adaptive(model: Classifier, threat: Threat) -> dict[str, Plan]:
-    """Attacks made for the defenses of a network."""
-    slow = isinstance(model.purify, TVM)
-    return {name: Plan("adaptive", attack, few=slow) for name, attack in attacks_on_defenses(model, threat).items()}
 
 
 def measure_network(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustviz.data import TORCHVISION_SETS, ImageSet
+from robustviz.defenses import known
 from robustviz.evaluation import CLEAN, wilson
 from robustviz.fingerprint import fingerprint
 from robustviz.records import RunRecord, describe, versions, write_atomic
@@ -179,7 +180,7 @@ def how_trained(record: RunRecord) -> dict[str, Any]:
     config = settings.get("training", {})
     return {
         "network": made.get("network", made["function"]),
-        "defenses": [name for name in ("cas", "wnll", "tvm") if made.get(name)],
+        "defenses": [defense.name for defense in known() if made.get(defense.name)],
         "augmented": settings.get("augment", "none") != "none",
         "attack": attack and {key: attack.get(key) for key in ("function", "steps", "step_size", "threat")},
         "images": settings.get("training_images"),

@@ -5,13 +5,13 @@ from typing import Literal
 
 from robustviz.cli.app import Count, Seed, new_file, say
 from robustviz.cli.measure import measure, say_luck
-from robustviz.cli.target import Target, called
+from robustviz.cli.target import Target, called, knows_defenses
 from robustviz.distributed import processes
-from robustviz.presets import STANDARD, SuiteAttack, suite_attacks
-from robustviz.studies import measured_with
+from robustviz.evaluation.suites import STANDARD, SuiteAttack, ensemble, suite
 from robustviz.tensors import batch_dependent, seeded
 
 
+@knows_defenses
 def attack_suite(
     target: Target,
     *,
@@ -55,7 +55,7 @@ def attack_suite(
             f"{opened.name} answers by whole batches, from which no image can be left out; use `robustviz evaluate`"
         )
     names = [name for given in attacks for name in (STANDARD if given == "standard" else (given,))]
-    made = suite_attacks(names, threat, len(test_set.classes), steps=steps, queries=queries)
+    made = ensemble(names, threat, len(test_set.classes), steps=steps, queries=queries)
     say(str(opened))
     if resume and not state.exists():
         say("no interrupted suite there: starting from the beginning")
@@ -65,7 +65,7 @@ def attack_suite(
     measured = measure(
         model,
         test_set,
-        measured_with(model, made, threat, adaptive=adaptive),
+        suite(model, made, threat, for_defense=adaptive),
         seeded(seed),
         batch_size=batch_size,
         survivors_only=True,

@@ -5,15 +5,16 @@ from pathlib import Path
 from robustviz import checkpoints as stored
 from robustviz import diagnostics
 from robustviz.cli.app import Count, Seed, command_line, say, writable
-from robustviz.cli.target import Target, shape_of
+from robustviz.cli.target import Target, knows_defenses, shape_of
 from robustviz.data import ImageSet
+from robustviz.evaluation.suites import adaptive_attacks
 from robustviz.models import Classifier
 from robustviz.pages.diagnosis import diagnosis_page
 from robustviz.records import write_atomic
-from robustviz.studies import attacks_on_defenses
 from robustviz.tensors import seeded
 
 
+@knows_defenses
 def diagnose(
     target: Target,
     *,
@@ -54,7 +55,7 @@ def diagnose(
         test_set.images,
         test_set.labels,
         threat=threat,
-        attacks=attacks_on_defenses(model, threat) if adaptive else None,
+        attacks=adaptive_attacks(model, threat) if adaptive else None,
         undefended=plain,
         steps=steps,
         queries=queries,

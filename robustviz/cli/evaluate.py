@@ -4,13 +4,14 @@ from pathlib import Path
 
 from robustviz.cli.app import Count, Seed, new_file, say
 from robustviz.cli.measure import measure, say_luck
-from robustviz.cli.target import Target
+from robustviz.cli.target import Target, knows_defenses
 from robustviz.distributed import processes
+from robustviz.evaluation.suites import adaptive_attacks, suite
 from robustviz.presets import EvaluationAttack, evaluation_attacks
-from robustviz.studies import attacks_on_defenses, measured_with
 from robustviz.tensors import seeded
 
 
+@knows_defenses
 def evaluate(
     target: Target,
     *,
@@ -50,13 +51,13 @@ def evaluate(
     measured = measure(
         model,
         opened.images,
-        measured_with(model, evaluation_attacks(attacks, threat, steps, restarts), threat, adaptive=adaptive),
+        suite(model, evaluation_attacks(attacks, threat, steps, restarts), threat, for_defense=adaptive),
         seeded(seed),
         batch_size=batch_size,
         survivors_only=survivors_only,
     )
     say(measured.to_markdown())
-    if not adaptive and attacks_on_defenses(model, threat):
+    if not adaptive and adaptive_attacks(model, threat):
         say("attacks made for its defense are left out: the worst case says nothing about that defense")
     if out is not None:
         if processes().first:

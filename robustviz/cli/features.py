@@ -6,17 +6,16 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from robustviz import checkpoints as stored
 from robustviz.cli.app import Count, Seed, command_line, say, unused
-from robustviz.cli.target import Opened, Target
+from robustviz.cli.target import Opened, Target, knows_defenses
 from robustviz.data import load
-from robustviz.defenses import WNLLHead
 from robustviz.geometry import MAP_NEIGHBORS, Embedding, Separation, separation_rows
 from robustviz.models import Classifier
 from robustviz.records import RunRecord, describe, table, write_atomic
-from robustviz.studies.geometry import Pair, study_pair
+from robustviz.studies.geometry import Pair, pool_of, study_pair
 
 
+@knows_defenses
 def features(
     target: Target,
     *,
@@ -74,8 +73,7 @@ def features(
             )
         )
     say(str(opened))
-    if isinstance(model.head, WNLLHead):
-        pool = stored.template_source(name, pool)
+    pool = pool_of(model, name, pool)
     epsilons = [2 * threat.epsilon * i / (strengths - 1) for i in range(strengths)]
     settings: dict[str, Any] = {"layer": layer, "steps": steps, "seed": seed}
     pair = study_pair(model, training_set, test_set, threat, epsilons, pool=pool, beside=other, say=say, **settings)

@@ -1,14 +1,18 @@
 """What a command measures: a trained network, test images and a threat; options that several commands share."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from cyclopts import CycloptsError, Parameter
 
 from robustviz import checkpoints as stored
 from robustviz.cli.app import Count, Radius, app, say
+from robustviz.cli.defense import defenses
 from robustviz.data import DOWNLOADS, TORCHVISION_SETS, ImageSet, load
 from robustviz.models import Classifier
 from robustviz.presets import usual_device, usual_threat
@@ -35,6 +39,8 @@ class Target:
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
         retrain: First train the network again, by the command in its record, into runs/retrained.
+        defense: FILE.py:NAME, a record of your own that the network needs; give the option once for each.
+        trust: Run the code of such a file without asking.
     """
 
     checkpoint: str
@@ -46,6 +52,8 @@ class Target:
     device: str = "auto"
     root: Path = DOWNLOADS
     retrain: bool = False
+    defense: tuple[str, ...] = ()
+    trust: bool = False
 
     def opened(self, usual_images: int) -> "Opened":
         """Load the network, the test images to measure it on and the threat its record names.
@@ -76,6 +84,20 @@ class Target:
         device = usual_device(self.device)
         chosen = test_set.subset(min(self.images or usual_images, len(test_set))).to(device)
         return Opened(name, data, record, classifier.to(device), chosen, threat)
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def knows_defenses(command: Command) -> Command:
+    """Decorate a command on a `Target`: while it runs, the defenses that `--defense` brings are known."""
+
+    @wraps(command)
+    def run(target: Target, *others: Any, **options: Any) -> Any:
+        with defenses(target.defense, target.trust):
+            return command(target, *others, **options)
+
+    return run  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

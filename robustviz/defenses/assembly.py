@@ -1,109 +1,68 @@
 """Networks with their defenses in place, described by a few plain settings that a checkpoint can hold."""
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
+from functools import partial
+from inspect import signature
 from typing import Any
 
-import torch
-from torch import nn
-
-from robustviz.defenses.cas import CASBlock, with_cas
-from robustviz.defenses.tvm import TVM
-from robustviz.defenses.wnll import buffered
-from robustviz.defenses.wnll.head import WNLLHead
+from robustviz.defenses.defense import known, named, present
 from robustviz.models import MODELS, Classifier
 
 
-def defended(
-    *,
-    network: str,
-    classes: int = 10,
-    channels: int = 3,
-    cas: bool = False,
-    buffer: bool = False,
-    tvm: Mapping[str, Any] | None = None,
-    wnll: Mapping[str, Any] | None = None,
-) -> Classifier:
-    """Make an untrained network with defenses in its slots.
+def defended(*, network: str, classes: int = 10, channels: int = 3, **defenses: Any) -> Classifier:
+    """Make an untrained network with defenses.
 
     Args:
         network: Name of a network of `robustviz.models`.
-        classes: How many classes there are.
-        channels: Of the images.
-        cas: Suppress channels after the last blocks (see `with_cas`).
-        buffer: End the body in a buffer block (see `buffered`); a WNLL head wants one.
-        tvm: Settings of a `TVM` that purifies the images; None for none.
-        wnll: Settings of a `WNLLHead`, and `size`, the number of its template points, which are all zero until weights
-            are loaded or the template is refreshed; None keeps the linear head.
+        classes: Number of classes.
+        channels: Channels of the images.
+        **defenses: For each defense, by its name, the settings of its `build`; True is no settings, None and False are
+            no defense. A setting may also be given beside them, as records of early versions have it (`buffer`).
 
     Raises:
-        ValueError: If the network is unknown.
+        ValueError: If the network or a defense is unknown.
     """
     if network not in MODELS:
         raise ValueError(f"network must be one of {', '.join(MODELS)}, got {network!r}")
     classifier = MODELS[network](classes=classes, channels=channels)
-    if cas:
-        classifier = with_cas(classifier, classes, generator=torch.default_generator)  # as all other weights
-    if buffer:
-        classifier = buffered(classifier)
-    if tvm is not None:
-        classifier = classifier.replace(purify=TVM(**tvm))
-    if wnll is not None:
-        linear: Any = classifier.head
-        settings = dict(wnll)
-        size = settings.pop("size")
-        template = torch.zeros(size, linear.in_features)
-        head = WNLLHead(template, torch.arange(size) % classes, classes, linear=linear, **settings)
-        classifier = classifier.replace(head=head)
+    settings = _by_defense(defenses)
+    for defense in known():
+        if defense.name in settings:
+            classifier = defense.build(classifier, **settings[defense.name])
     return classifier
 
 
-def extended(start: Classifier, build: Callable[..., Classifier]) -> Classifier:
-    """Copy a trained network and add what another one has and it lacks: CAS, or the buffer block.
+def _by_defense(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read the settings of each defense that a network has."""
+    wanted = {name: value for name, value in given.items() if value is not None and value is not False}
+    names = [defense.name for defense in known()]
+    settings = {name: {} if value is True else dict(value) for name, value in wanted.items() if name in names}
+    for name, value in wanted.items():
+        if name not in names:
+            owners = [defense.name for defense in known() if name in signature(defense.build).parameters]
+            settings.setdefault(named(owners[0] if owners else name).name, {})[name] = value
+    return settings
 
-    A buffer as wide as the features, which are never negative, starts as the identity: all decisions stay as they are.
-    Any other starts untrained, with a new linear head.
 
-    Args:
-        start: Trained; its purifier and WNLL head are left out, the linear head beside that stays.
-        build: Makes the other network, untrained.
+def architecture(classifier: Classifier, *, network: str, classes: int, channels: int) -> partial[Classifier]:
+    """Describe a network: what makes it again, untrained, as `defended` with the settings of every defense it has."""
+    settings = {defense.name: dict(defense.settings(classifier)) for defense in present(classifier)}
+    return partial(defended, network=network, classes=classes, channels=channels, **settings)
 
-    Returns:
-        A network just like that of `build`, with the weights of `start` where it has some.
+
+def check_same_shape(start: Classifier, build: Callable[..., Classifier]) -> None:
+    """Refuse a trained network whose weights do not fit another one.
 
     Raises:
-        ValueError: If the networks differ in anything else.
+        ValueError: If the networks differ in their modules or the shapes of their weights.
     """
-    wanted, head = build(), start.head
-    classifier = deepcopy(start.replace(purify=None, head=head.linear if isinstance(head, WNLLHead) else head))
-    linear: Any = wanted.head
-    if has_cas(wanted) and not has_cas(classifier):
-        classifier = with_cas(classifier, linear.out_features, generator=torch.default_generator)
-    if has_buffer(wanted) and not has_buffer(classifier):
-        trained: Any = classifier.head
-        classifier = buffered(classifier)
-        buffer: Any = classifier.body.buffer
-        if trained.in_features == linear.in_features:
-            nn.init.eye_(buffer[0].weight)
-            classifier.head = trained
-    own, other = ({name: tuple(t.shape) for name, t in m.state_dict().items()} for m in (wanted, classifier))
+    own, other = ({name: tuple(t.shape) for name, t in m.state_dict().items()} for m in (build(), start))
     if wrong := [name for name in {**own, **other} if own.get(name) != other.get(name)]:
         shapes = [str(of.get(wrong[0], "missing")) for of in (own, other)]
         raise ValueError(
-            "start must be the same network with as many classes and channels, and without a defense that is not "
-            f"trained here; but {wrong[0]} is {shapes[0]} here and {shapes[1]} there, and {len(wrong) - 1} more differ"
+            "start must be the same network with as many classes and channels; but "
+            f"{wrong[0]} is {shapes[0]} here and {shapes[1]} there, and {len(wrong) - 1} more differ"
         )
-    return classifier
-
-
-def has_cas(classifier: nn.Module) -> bool:
-    """Tell whether a network suppresses channels."""
-    return any(isinstance(module, CASBlock) for module in classifier.modules())
-
-
-def has_buffer(classifier: Classifier) -> bool:
-    """Tell whether the body ends in a buffer block."""
-    return isinstance(getattr(classifier.body, "buffer", None), nn.Module)
 
 
 BUILDERS: dict[str, Callable[..., Classifier]] = {**MODELS, "defended": defended}

@@ -225,8 +225,9 @@ def has_cas(network: nn.Module) -> bool:
 
 def build_cas(classifier: Classifier) -> Classifier:
     """Insert untrained blocks, drawn as all other weights of a new network are: from PyTorch's own generator."""
-    linear: Any = classifier.head
-    return with_cas(classifier, linear.out_features, generator=torch.default_generator)
+    head: Any = classifier.head
+    classes = head.out_features if isinstance(head, nn.Linear) else head.classes
+    return with_cas(classifier, classes, generator=torch.default_generator)
 
 
 def cas_stages(training: Training, options: Any) -> Iterator[Stage]:
@@ -234,10 +235,7 @@ def cas_stages(training: Training, options: Any) -> Iterator[Stage]:
 
     Source: Bai et al., arXiv 2103.08307, experimental settings.
     """
-    model, objective = training.model, training.objective
-    if not has_cas(model):
-        generator = seeded(training.config.seed)
-        model.body = with_cas(model, len(training.image_set.classes), generator=generator).body
+    objective = training.objective
     if getattr(objective, "func", None) is trades:
         objective = partial(objective, factor=4.0)
     attack, monitor = (_on_joint(player) for player in (training.attack, training.monitor))
@@ -285,7 +283,7 @@ def cas_contests() -> dict[str, Contest]:
 
 CAS_DEFENSE = Defense(
     name="cas",
-    title="CAS blocks",
+    title="channel suppression, CAS",
     source="Bai et al., arXiv 2103.08307",
     present=has_cas,
     build=build_cas,

@@ -42,10 +42,10 @@ class Contest:
         """Fix the threat of the attack, or of the attack inside an attack that is made of another one."""
         return replace(self, attack=_innermost(self.attack, {"threat": threat}))
 
-    def limited(self, steps: int) -> "Contest":
-        """Lower the number of steps where the innermost attack has one that is larger."""
-        given = _settings(self.attack).get("steps", steps)
-        return replace(self, attack=_innermost(self.attack, {"steps": steps})) if given > steps else self
+    def with_steps(self, steps: int) -> "Contest":
+        """Change the number of steps, where the innermost attack fixes one."""
+        fixed = "steps" in _settings(self.attack)
+        return replace(self, attack=_innermost(self.attack, {"steps": steps})) if fixed else self
 
 
 def _settings(attack: Any) -> dict[str, Any]:
@@ -94,8 +94,7 @@ class Training:
     A defense is handed the training as it would be without it, and makes its stages from it.
 
     Attributes:
-        model: The network, which the stages change in place. It has the defense already (`Defense.build`), unless it
-            is a trained network that lacks it.
+        model: The network, with the defense as `Defense.build` makes it; the stages change it in place.
         image_set: Images of both parts.
         held: Indices of the part that chooses the epoch.
         config: Optimizer, schedule, augmentation and seed.
@@ -157,8 +156,8 @@ class Stage:
         name: Names the stage and the file that its interrupted training goes on from.
         title: Said when the stage begins; empty says nothing.
         training: What learns; None if nothing does.
-        gather: Called once after the epochs, or in place of them: sets what the model needs to know, such as
-            statistics of its training images.
+        gather: Called once after the epochs, or in place of them, in evaluation mode and without gradients: sets what
+            the model needs to know, such as statistics of its training images.
     """
 
     name: str
@@ -199,8 +198,8 @@ class Defense:
         title: For tables and pages.
         source: The paper.
         present: Whether a network has the defense.
-        build: `(classifier, **settings) -> classifier`: puts the defense on a network that lacks it; called without
-            settings on an untrained network, and with those of a checkpoint before its weights are loaded.
+        build: `(classifier, **settings) -> classifier`: puts the defense on a network that lacks it. Called without
+            settings before training, on a new or a trained network, and with `settings` before weights are loaded.
         settings: The settings with which `build` makes the network again; plain values that JSON can hold.
         options: Frozen dataclass of what may be set for training, each field with a default; the command line makes an
             option of every field.

@@ -1,23 +1,21 @@
-"""What every comparison shares: networks, attacks, strengths and seeds in; accuracies, spread and worst cases out."""
+"""Comparisons: networks, attacks, strengths and seeds in; accuracies, their spread and worst cases out."""
 
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from robustviz.data import ImageSet
+from robustviz.defenses.defense import Contest, Kind
 from robustviz.evaluation import CLEAN, RobustnessTable, evaluate
 from robustviz.records import describe, table, versions, write_atomic
 from robustviz.tensors import seeded
-from robustviz.types import Attack, Norm, Threat
-
-Kind = Literal["published", "adaptive"]
+from robustviz.types import Norm, Threat
 
 PUBLISHED, WORST = "worst of published", "worst of all"
 """Names of the two derived rows: what the attacks of the paper leave, and what all attacks together leave."""
@@ -27,30 +25,17 @@ RESULTS = Path("data/results")
 
 
 @dataclass(frozen=True)
-class Contest:
-    """One attack of a comparison.
-
-    Attributes:
-        attack: Anything that takes `threat`, settings fixed with `partial`.
-        kind: `"published"` for what a paper measured its defense with, `"adaptive"` for what answers the defense.
-    """
-
-    attack: Callable[..., Any]
-    kind: Kind = "adaptive"
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Accuracies of several networks, attack by attack, over strengths and seeds.
 
     Attributes:
-        name: Of the comparison.
+        name: Name of the comparison.
         accuracies: `accuracies[network][epsilon][condition]`, one number for each seed, 0 to 1. Conditions are the
             clean images, every attack, and the two worst cases, image by image.
         kinds: Kind of each attack by its name.
         remarks: Other figures by name, one number for each seed.
         settings: Data, number of images, norm, steps, seeds and the like.
-        versions: Of the software.
+        versions: Versions of the software.
     """
 
     name: str
@@ -80,7 +65,7 @@ class Comparison:
         return statistics.fmean(found) if found else float("nan")
 
     def attacks(self, network: str) -> list[str]:
-        """Attacks that the network was measured with: what stands behind its worst case."""
+        """Attacks that the network was measured with, and so those behind its worst case."""
         conditions = next(iter(self.accuracies[network].values()))
         return [name for name in conditions if name in self.kinds]
 
@@ -133,12 +118,12 @@ class Entry:
 
     Attributes:
         model: In evaluation mode.
-        contests: Attacks by name.
+        contests: Makes the attacks at a threat, by name.
         remarks: Other figures by name.
     """
 
     model: nn.Module
-    contests: Mapping[str, Contest]
+    contests: Callable[[Threat], Mapping[str, Contest]]
     remarks: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -157,24 +142,33 @@ def compare(
     """Attack every network of every seed at every strength.
 
     Args:
-        name: Of the comparison.
+        name: Name of the comparison.
         entries: Trains or loads the networks of a seed, one after the other.
         test_set: Images to attack.
         seeds: One column of figures each.
-        epsilons: Strengths in pixel units.
+        epsilons: Strengths in pixel units, which differ in their first four digits.
         settings: What else the record should say.
-        norm: Of the strengths.
+        norm: Norm of the strengths.
         batch_size: Images at a time.
         say: Called with a line of text when a network has been measured.
+
+    Raises:
+        ValueError: If there is no seed or no strength, or two strengths are too close to be told apart in the record.
     """
+    keys = [f"{epsilon:.4g}" for epsilon in epsilons]
+    if not len(seeds) or not keys or len(set(keys)) < len(keys):
+        raise ValueError(
+            "epsilons must be one or more that differ in their first four digits, and seeds one or more, got "
+            f"{list(epsilons)} and {list(seeds)}"
+        )
     accuracies: dict[str, dict[str, dict[str, list[float]]]] = {}
     kinds: dict[str, Kind] = {}
     remarks: dict[str, list[float]] = {}
     for seed in seeds:
         for network, entry in entries(seed):
-            for epsilon in epsilons:
-                threat = Threat(norm, epsilon)
-                attacks = {label: with_threat(contest.attack, threat) for label, contest in entry.contests.items()}
+            for key, epsilon in zip(keys, epsilons, strict=True):
+                contests = entry.contests(Threat(norm, epsilon))
+                attacks = {label: contest.attack for label, contest in contests.items()}
                 measured = evaluate(
                     entry.model,
                     test_set.images,
@@ -183,25 +177,19 @@ def compare(
                     batch_size=batch_size,
                     generator=seeded(seed),
                 )
-                row = accuracies.setdefault(network, {}).setdefault(f"{epsilon:.4g}", {})
-                for condition, share in _shares(measured, entry.contests).items():
+                row = accuracies.setdefault(network, {}).setdefault(key, {})
+                for condition, share in _shares(measured, contests).items():
                     row.setdefault(condition, []).append(share)
-            kinds |= {label: contest.kind for label, contest in entry.contests.items()}
+                kinds |= {label: contest.kind for label, contest in contests.items()}
             for remark, share in entry.remarks.items():
                 remarks.setdefault(remark, []).append(share)
-            found = accuracies[network][f"{epsilons[-1]:.4g}"]
+            found = accuracies[network][keys[-1]]
             say(
                 f"seed {seed}, {network}, epsilon {epsilons[-1]:g}: clean {found[CLEAN][-1]:.1%}, "
                 f"{PUBLISHED} {found[PUBLISHED][-1]:.1%}, {WORST} {found[WORST][-1]:.1%}"
             )
     recorded = {"seeds": list(seeds), "images": len(test_set), "norm": norm, "batch_size": batch_size, **settings}
     return Comparison(name, accuracies, kinds, remarks, recorded)
-
-
-def with_threat(attack: Any, threat: Threat) -> Attack:
-    """Fix the threat of an attack, or of the attack inside an attack that is made of another one."""
-    inner = getattr(attack, "keywords", {}).get("attack")
-    return partial(attack, attack=with_threat(inner, threat)) if inner is not None else partial(attack, threat=threat)
 
 
 def describe_contests(contests: Mapping[str, Contest]) -> Any:

@@ -18,7 +18,7 @@ from robustviz.geometry.separation import (
     silhouette,
 )
 from robustviz.geometry.trajectories import Trajectory, trace_steps, trace_strengths
-from robustviz.geometry.votes import Ballot, ballot
+from robustviz.geometry.votes import Ballot, ballot, template_source
 
 __all__ = [
     "MAP_NEIGHBORS",
@@ -46,6 +46,7 @@ __all__ = [
     "separation",
     "separation_rows",
     "silhouette",
+    "template_source",
     "trace_steps",
     "trace_strengths",
 ]

@@ -1,15 +1,18 @@
 """Who votes: the template images that decide about one image in a network with a WNLL head."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustviz import checkpoints
 from robustviz.data import ImageSet
 from robustviz.defenses.wnll.head import WNLLHead
 from robustviz.models import Classifier
 from robustviz.tensors import check_images, evaluating
+from robustviz.training import hold_out
 from robustviz.types import Images, Labels
 
 
@@ -85,3 +88,31 @@ def ballot(
     return Ballot(
         condition, image.cpu(), label, shares.cpu(), indices, voters.images.cpu(), voters.labels.cpu(), weights
     )
+
+
+def template_source(name: Path | str, training_set: ImageSet) -> ImageSet:
+    """Find the images that the template of a WNLL network was drawn from: those of its training that were not held out.
+
+    Behind TVM the template holds the features of their purified versions, made with other masks than a new pass.
+
+    Args:
+        name: Name or path of the network, as `checkpoints.load` takes it.
+        training_set: All training images of the data set.
+
+    Returns:
+        The images that `WNLLHead.votes` numbers.
+
+    Raises:
+        ValueError: If the network has no template, or was trained on other images.
+    """
+    network, record = checkpoints.load(name)
+    if not isinstance(network.head, WNLLHead):
+        raise ValueError(f"{name} must have a template, but its head is a {type(network.head).__name__}")
+    trained = training_set.subset(min(record.settings.get("training_images", len(training_set)), len(training_set)))
+    source = trained[hold_out(trained.labels, record.settings.get("validation", 0.0))[0]]
+    if not network.head.drawn_from(source.labels):
+        raise ValueError(
+            f"{name} was trained on other images than the {len(training_set)} of {training_set.name}: its template is "
+            "not among them; give the data that it was trained on"
+        )
+    return source

@@ -11,13 +11,13 @@ from robustviz.attacks import fgsm, ifgsm, pgd
 from robustviz.data import ImageSet, digits
 from robustviz.evaluation import Gallery, RobustnessTable, Sweep, evaluate, sweep
 from robustviz.models import Classifier, initialized, small_cnn
+from robustviz.pages.cas import cas_section
 from robustviz.pages.geometry import geometry_section
 from robustviz.pages.report import Grid, Picture, Section, write_report
+from robustviz.pages.tvm import tvm_section
+from robustviz.pages.wnll import wnll_section
 from robustviz.plots import plot_accuracy, plot_gallery
 from robustviz.records import RunRecord, describe, table
-from robustviz.studies.cas import cas_section
-from robustviz.studies.tvm import tvm_section
-from robustviz.studies.wnll import wnll_section
 from robustviz.tensors import seeded
 from robustviz.training import TrainConfig, train
 from robustviz.training.state import EpochLog

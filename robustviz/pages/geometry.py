@@ -19,6 +19,7 @@ from robustviz.geometry import (
     map_regions,
     separation,
     separation_rows,
+    template_source,
 )
 from robustviz.pages.closeup import votes_section
 from robustviz.pages.report import Grid, Picture, Section
@@ -190,7 +191,7 @@ def geometry_section(seed: int) -> Section:
     beside, _record = checkpoints.load("digits-standard")
     epsilons = [threat.epsilon * i / 3 for i in range(7)]
     training_set = digits("train")
-    source = checkpoints.template_source("digits-wnll", training_set)
+    source = template_source("digits-wnll", training_set)
     pair = study_pair(model, training_set, test_set, threat, epsilons, pool=source, beside=beside, seed=seed)
     maps = {studied.name: studied.mapped("pca", seed) for studied in (pair.softmax, pair.wnll)}
     parts = [heads_section(pair, maps), numbers_section(pair, numbers_of(pair, maps)), votes_section(pair)]

@@ -7,13 +7,11 @@ from typing import Any
 
 from torch import Generator, Tensor
 
-from robustviz.attacks import against, identity_backward, ifgsm, pgd
 from robustviz.data import ImageSet
-from robustviz.defenses.assembly import has_cas
-from robustviz.defenses.tvm import TVM
 from robustviz.defenses.wnll import wnll_classifier
 from robustviz.defenses.wnll.head import WNLLHead
-from robustviz.evaluation.comparison import Contest, with_threat
+from robustviz.defenses.wnll.record import linear_beside
+from robustviz.evaluation.suites import contests, published_name
 from robustviz.features import FeatureSnapshot, snapshot
 from robustviz.geometry import (
     Course,
@@ -24,13 +22,11 @@ from robustviz.geometry import (
     decisions_differ,
     embed,
     margins,
+    template_source,
     trace_strengths,
 )
 from robustviz.geometry.trajectories import attack_batches
 from robustviz.models import Classifier
-from robustviz.objectives import margin
-from robustviz.studies.cas import ADAPTIVE
-from robustviz.studies.wnll import wnll_contests
 from robustviz.tensors import draw_seed, seeded
 from robustviz.types import Images, Labels, PerImage, Threat
 
@@ -112,9 +108,15 @@ class Pair:
     differ: Mapping[str, float]
 
 
-def with_softmax(model: Classifier) -> Classifier:
-    """Return a network with the linear head beside its WNLL head, or as it is."""
-    return model.replace(head=model.head.linear) if isinstance(model.head, WNLLHead) else model
+def pool_of(model: Classifier, checkpoint: str, training_set: ImageSet) -> ImageSet:
+    """Choose what the template of a network was drawn from, or, without a WNLL head, what one may be drawn from.
+
+    Args:
+        model: The network.
+        checkpoint: Its name or path.
+        training_set: All training images of its data set.
+    """
+    return template_source(checkpoint, training_set) if isinstance(model.head, WNLLHead) else training_set
 
 
 def both_heads(model: Classifier, source: ImageSet) -> tuple[Classifier, Classifier]:
@@ -122,36 +124,21 @@ def both_heads(model: Classifier, source: ImageSet) -> tuple[Classifier, Classif
 
     Args:
         model: A WNLL head that is there stays; else one is made.
-        source: What the template of that head was drawn from, as `checkpoints.template_source` finds it; else what up
+        source: What the template of that head was drawn from, as `geometry.template_source` finds it; else what up
             to 1,000 images are drawn from.
 
     Raises:
         ValueError: If the template that is there was drawn from other images.
     """
-    softmax = with_softmax(model)
+    softmax = linear_beside(model)
     if not isinstance(model.head, WNLLHead):
         return softmax, wnll_classifier(softmax, source, size=min(1000, len(source)))
     if not model.head.drawn_from(source.labels):
         raise ValueError(
             f"source must be what the template was drawn from, but {source.name} with {len(source)} images does not "
-            "fit it; `checkpoints.template_source` finds it"
+            "fit it; `geometry.template_source` finds it"
         )
     return softmax, model
-
-
-def contests_for(model: Classifier, steps: int) -> dict[str, Contest]:
-    """Attacks that suit a network's defenses, the published one first; a purifier is passed with BPDA."""
-    if isinstance(model.head, WNLLHead):
-        contests = wnll_contests(steps, wide=(60,))
-    else:
-        contests = {"IFGSM": Contest(partial(ifgsm, steps=steps), "published")}
-        contests |= {"PGD": Contest(partial(pgd, steps=steps))}
-        contests |= {"PGD, margin": Contest(partial(pgd, steps=steps, objective=margin))}
-        contests |= ADAPTIVE if has_cas(model) else {}
-    if isinstance(model.purify, TVM):
-        past = partial(against, view=identity_backward)
-        contests = {name: Contest(partial(past, attack=c.attack), c.kind) for name, c in contests.items()}
-    return contests
 
 
 def study(
@@ -187,14 +174,12 @@ def study(
     if source is not None:
         template = source[_indices(model)]
         ground = snapshot(model, template.images, template.labels, layer=layer, condition="template")
-    contests = contests_for(model, steps)
-    first = next(iter(contests))
-    noise = draw_seed(seeded(seed))  # that of the ways
-    made = {
-        label: attack_batches(model, images, labels, with_threat(c.attack, threat), seed=noise)
-        for label, c in contests.items()
-    }
-    hardest = min(list(made)[1:], key=lambda label: _right(model, made[label], labels))
+    every = contests(model, threat, steps=steps)
+    first = published_name(every)
+    noise = draw_seed(seeded(seed))  # that of the paths
+    made = {label: attack_batches(model, images, labels, c.attack, seed=noise) for label, c in every.items()}
+    others = [label for label, contest in every.items() if contest.kind != "published"]
+    hardest = min(others, key=lambda label: _share_right(model, made[label], labels))
     conditions = {
         condition: Condition(
             attack,
@@ -213,7 +198,7 @@ def study(
             model,
             images,
             labels,
-            partial(_at, attack=contests[conditions[condition].attack].attack),
+            partial(_at, name=conditions[condition].attack, steps=steps),
             epsilons,
             layer=layer,
             condition=f"{condition} over epsilon",
@@ -256,7 +241,7 @@ def study_pair(
     """
     source = training_set if pool is None else pool
     softmax, interpolating = both_heads(model, source)
-    softmax = softmax if beside is None else with_softmax(beside)
+    softmax = softmax if beside is None else linear_beside(beside)
     given = (training_set, test_set, threat, epsilons)
     first = study(SOFTMAX, softmax, *given, **settings)
     say(f"attacked the network with a softmax at {len(epsilons)} strengths")
@@ -274,13 +259,23 @@ def study_pair(
 
 
 def _at(
-    model: Classifier, images: Images, labels: Labels, /, *, attack: Any, threat: Threat, generator: Generator | None
+    model: Classifier,
+    images: Images,
+    labels: Labels,
+    /,
+    *,
+    name: str,
+    steps: int,
+    threat: Threat,
+    generator: Generator | None,
 ) -> Images:
-    """Run an attack, or an attack that is made of another one, at a threat."""
-    return with_threat(attack, threat)(model, images, labels, generator=generator)
+    """Run one of the attacks on the network at a threat."""
+    attack = contests(model, threat, steps=steps)[name].attack
+    return attack(model, images, labels, generator=generator)
 
 
-def _right(model: Classifier, images: Images, labels: Labels) -> float:
+def _share_right(model: Classifier, images: Images, labels: Labels) -> float:
+    """Share of images that are decided rightly."""
     return (margins(model, images, labels) > 0).double().mean().item()
 
 

@@ -7,28 +7,17 @@ from typing import Any
 import torch
 from torch import Generator
 
-from robustviz import checkpoints
-from robustviz.attacks import (
-    against,
-    alone_head,
-    exact_head,
-    ifgsm,
-    linear_head,
-    pgd,
-    probability_margin,
-    square,
-    surrogate_head,
-    wide_graph,
-)
+from robustviz.attacks import against, alone_head, ifgsm, pgd, probability_margin, square, surrogate_head
 from robustviz.data import ImageSet, digits
+from robustviz.defenses import WNLL_DEFENSE
+from robustviz.defenses.defense import Contest, at
 from robustviz.defenses.wnll import wnll_classifier
+from robustviz.defenses.wnll.record import linear_beside, wnll_contests
 from robustviz.evaluation import evaluate
-from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison, Contest, Entry, compare, describe_contests
+from robustviz.evaluation.comparison import Comparison, Entry, compare, describe_contests
+from robustviz.evaluation.suites import STEPS, baseline
 from robustviz.models import Classifier
-from robustviz.objectives import margin
-from robustviz.pages.report import Picture, Section
-from robustviz.plots import plot_comparison
-from robustviz.presets import usual_threat
+from robustviz.presets import TrainingAttack, usual_threat
 from robustviz.records import describe
 from robustviz.tensors import evaluating, seeded
 from robustviz.training import TrainConfig
@@ -36,43 +25,9 @@ from robustviz.training.stages import harden
 from robustviz.types import Attack, Images, Labels
 
 EPSILONS = (0.1, 0.15)
-STEPS = 20
 IMAGES = 200
 AMONG = 100
 """Images of the batch in which one alone is attacked."""
-
-SOFTMAX: Mapping[str, Contest] = {
-    "IFGSM": Contest(partial(ifgsm, steps=STEPS), "published"),
-    "PGD": Contest(partial(pgd, steps=STEPS)),
-    "PGD, margin": Contest(partial(pgd, steps=STEPS, objective=margin)),
-}
-"""What a network with a linear head is measured with."""
-
-
-def wnll_contests(steps: int = STEPS, *, wide: Sequence[int] = (60, 150, 200)) -> dict[str, Contest]:
-    """Attacks on a network with a WNLL head: the published one and those that answer it, all scored on the head.
-
-    Args:
-        steps: Of each gradient attack.
-        wide: Neighbors of the wider graphs to attack through.
-    """
-
-    def through(view: Callable[[Any], Any], **settings: Any) -> Contest:
-        return Contest(partial(against, view=view, attack=partial(pgd, steps=steps, random_start=False, **settings)))
-
-    log_surrogate = partial(surrogate_head, logarithm=True)
-    published = partial(against, view=surrogate_head, attack=partial(ifgsm, steps=steps))
-    return {
-        "surrogate gradient": Contest(published, "published"),
-        "surrogate on log u": through(log_surrogate),
-        "transfer from the linear head": through(linear_head),
-        "transfer, margin": through(linear_head, objective=margin),
-        "exact, -log u": through(exact_head),
-        "exact, margin": through(exact_head, objective=probability_margin),
-        "one at a time, margin": through(alone_head, objective=probability_margin),
-        **{f"wide graph, K = {k}": through(wide_graph(k), objective=probability_margin) for k in wide},
-    }
-
 
 SQUARE = {"Square": Contest(partial(square, steps=200))}
 """The attack that needs no gradient, and so shows whether one is masked."""
@@ -124,7 +79,7 @@ def compare_wnll(seeds: Sequence[int], say: Callable[[str], Any] = lambda messag
         Two comparisons, named `wnll-pixels` and `wnll`.
     """
     training_set, test_set = digits("train"), digits("test")
-    every = {**SOFTMAX, **wnll_contests(), **SQUARE, **other_templates_contest(training_set)}
+    every = {**baseline(), **wnll_contests(), **SQUARE, **other_templates_contest(training_set)}
     settings = {"data": "digits", "steps": STEPS, "contests": describe_contests(every)}
     pixels = compare(
         "wnll-pixels",
@@ -147,6 +102,11 @@ def compare_wnll(seeds: Sequence[int], say: Callable[[str], Any] = lambda messag
     return [pixels, trained]
 
 
+def entry(model: Classifier, contests: Mapping[str, Contest], remarks: Mapping[str, float] | None = None) -> Entry:
+    """Make an entry whose contests are the same at every threat."""
+    return Entry(model, partial(at, contests), remarks or {})
+
+
 def pixel_entries(training_set: ImageSet, seed: int) -> Iterator[tuple[str, Entry]]:
     """WNLL on the pixels themselves, with logistic regression on the same template of 300 digits beside it."""
     from sklearn.linear_model import LogisticRegression
@@ -158,30 +118,31 @@ def pixel_entries(training_set: ImageSet, seed: int) -> Iterator[tuple[str, Entr
         linear.weight.copy_(torch.from_numpy(fitted.coef_))
         linear.bias.copy_(torch.from_numpy(fitted.intercept_))
     plain = Classifier(torch.nn.Flatten(), linear, normalize=torch.nn.Identity()).eval()
-    yield "pixels, softmax", Entry(plain, {**SOFTMAX, **SQUARE})
-    yield "pixels, WNLL", Entry(wnll_classifier(plain, template, size=300), {**wnll_contests(), **SQUARE})
+    yield "pixels, softmax", entry(plain, {**baseline(), **SQUARE})
+    yield "pixels, WNLL", entry(wnll_classifier(plain, template, size=300), {**wnll_contests(), **SQUARE})
 
 
 def trained_entries(training_set: ImageSet, test_set: ImageSet, seed: int) -> Iterator[tuple[str, Entry]]:
     """Networks trained for WNLL, each with its linear head and with its WNLL head, jointly and one at a time."""
-    for name, attack in (("standard", "none"), ("adversarial", "pgd")):
+    trainings: Mapping[str, TrainingAttack] = {"standard": "none", "adversarial": "pgd"}
+    for name, attack in trainings.items():
         hardened = harden(
             training_set,
             network="small_cnn",
             config=TrainConfig(seed=seed),
             threat=usual_threat("digits"),
-            attack=attack,  # type: ignore[arg-type]
-            defense="wnll",
+            attack=attack,
+            defenses=[WNLL_DEFENSE],
         )
         interpolating = hardened.model
         head: Any = interpolating.head
-        softmax = interpolating.replace(head=head.linear)
+        softmax = linear_beside(interpolating)
         contests = {**wnll_contests(), **SQUARE, **other_templates_contest(training_set)}
-        yield f"{name}, softmax", Entry(softmax, {**SOFTMAX, **SQUARE})
+        yield f"{name}, softmax", entry(softmax, {**baseline(), **SQUARE})
         remarks = {f"{name}: {key}": share for key, share in _remarks(softmax, interpolating, test_set).items()}
-        yield f"{name}, WNLL", Entry(interpolating, contests, remarks)
+        yield f"{name}, WNLL", entry(interpolating, contests, remarks)
         alone = interpolating.replace(head=head.with_settings(joint=False))
-        yield f"{name}, WNLL one at a time", Entry(alone, {**wnll_contests(wide=(60,)), **SQUARE})
+        yield f"{name}, WNLL one at a time", entry(alone, {**wnll_contests(wide=(60,)), **SQUARE})
 
 
 def _remarks(softmax: Classifier, interpolating: Classifier, test_set: ImageSet) -> dict[str, float]:
@@ -229,47 +190,3 @@ def among_clean(model: Classifier, some: ImageSet, attack: Attack) -> float:
             batch[index] = attacked[index]
             right += int(model(batch)[index].argmax() == label)
     return right / len(some)
-
-
-def wnll_section(seed: int) -> Section:
-    """Write about the shipped networks: softmax against WNLL, published against adaptive, over epsilon."""
-    test_set = digits("test").subset(100)
-    names = {"digits-wnll": "standard", "digits-pgd-wnll": "adversarially trained"}
-
-    def entries(_: int) -> Iterator[tuple[str, Entry]]:
-        for checkpoint, name in names.items():
-            interpolating, _record = checkpoints.load(checkpoint)
-            head: Any = interpolating.head
-            yield f"{name}, softmax", Entry(interpolating.replace(head=head.linear), SOFTMAX)
-            yield f"{name}, WNLL", Entry(interpolating, wnll_contests(steps=10, wide=(60, 150)))
-
-    measured = compare("wnll", entries, test_set, seeds=[seed], epsilons=(0.05, 0.1, 0.15), settings={})
-    pictures, sentences = [], []
-    for name in names.values():
-        softmax, interpolating = f"{name}, softmax", f"{name}, WNLL"
-        gap = [
-            [measured.mean(network, 0.1, condition) for condition in (PUBLISHED, WORST)]
-            for network in (softmax, interpolating)
-        ]
-        sentence = (
-            f"{name[0].upper()}{name[1:]} network at epsilon 0.1: under the published attack the softmax keeps {gap[0][0]:.0%} "
-            f"of the decisions right and WNLL {gap[1][0]:.0%}; under all attacks {gap[0][1]:.0%} and {gap[1][1]:.0%}."
-        )
-        figure = plot_comparison(measured, {softmax: "softmax", interpolating: "WNLL"}).figure
-        caption = (
-            f"The {name} network with either head, {len(test_set)} test images. The shaded gap is robustness that "
-        )
-        pictures.append(
-            Picture.of(f"wnll-{name.split()[0]}", figure, sentence, caption + "only the published attack sees.")
-        )
-        sentences.append(sentence)
-    return Section(
-        "An activation that interpolates (WNLL)",
-        [
-            "Instead of a linear layer, the last activation interpolates the labels of a few hundred training images, the "
-            "template, over a graph of nearest neighbors (Wang et al., arXiv 1809.08516). The published attack borrows the gradient "
-            "of a linear head beside it. The adaptive ones take the exact gradient, wider graphs, other heads or none.",
-            *sentences,
-        ],
-        pictures,
-    )

@@ -10,22 +10,22 @@ from matplotlib.figure import Figure
 from robustviz import checkpoints
 from robustviz.data import ImageSet
 from robustviz.defenses import WNLLHead
-from robustviz.evaluation.comparison import with_threat
+from robustviz.defenses.wnll.record import wnll_contests
+from robustviz.evaluation.suites import published_name
 from robustviz.geometry import Ballot, ballot
-from robustviz.lessons import template_source
+from robustviz.lessons import load_template_source
 from robustviz.models import Classifier
 from robustviz.plots import COLORS, show_picture, styled
 from robustviz.plots.style import caption, judge, pixels
 from robustviz.presets import usual_threat
-from robustviz.studies.wnll import wnll_contests
 from robustviz.types import Progress, Threat
 from robustviz.widgets.networks import single, usual_images
 from robustviz.widgets.panel import Panel, choice_slider, chooser, slider
 
 CONTESTS = wnll_contests(steps=10, wide=(60,))
-"""Attacks of the panel; the first is the published one, the others answer the defense."""
+"""Attacks of the panel: the published one, and those made for the defense."""
 
-PUBLISHED = next(iter(CONTESTS))
+PUBLISHED = published_name(CONTESTS)
 ADAPTIVE = [name for name in CONTESTS if name != PUBLISHED]
 
 VOTERS = 8
@@ -88,7 +88,7 @@ class WNLLMeasurements:
         versions = {"clean": one.images}
         for done, name in enumerate((PUBLISHED, state.attack), start=1):
             progress(done, 3)
-            attack = with_threat(CONTESTS[name].attack, Threat("linf", state.epsilon))
+            attack = CONTESTS[name].at(Threat("linf", state.epsilon)).attack
             versions[name] = attack(network, one.images, one.labels)
         return WNLLRecord(
             state,
@@ -183,7 +183,7 @@ def wnll_explorer(
         ValueError: If the network has no WNLL head, the source does not fit it, or the state cannot be shown.
     """
     if network is None:
-        network, source = checkpoints.load("digits-pgd-wnll")[0], template_source("digits", "pgd-wnll")
+        network, source = checkpoints.load("digits-pgd-wnll")[0], load_template_source("digits", "pgd-wnll")
     if source is None:
         raise ValueError("source must be given with a network: the images that its template was drawn from")
     network = single(network)

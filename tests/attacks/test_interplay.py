@@ -23,7 +23,7 @@ from robustviz.attacks import (
     square,
 )
 from robustviz.evaluation import evaluate
-from robustviz.presets import standard_ensemble
+from robustviz.evaluation.suites import standard_ensemble
 from robustviz.types import Threat
 
 LINF, L2 = Threat("linf", 0.15), Threat("l2", 1.0)

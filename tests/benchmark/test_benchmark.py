@@ -342,3 +342,17 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path):
         cli.app(["results", "--data", "cifar11", "--out", str(tmp_path)], exit_on_error=False, print_error=False)
     with pytest.raises(FileNotFoundError, match="holds no results"):
         cli.app(["results", "--write-only", "--out", str(tmp_path)], exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RECORDS.glob("*.json"))])
+def test_no_recorded_condition_of_a_shipped_network_is_measured_again(name):
+    if name not in checkpoints.shipped():
+        pytest.skip(f"{name} does not come with the library")
+    results, model, effort = NetworkResults.load(RECORDS / f"{name}.json"), checkpoints.load(name)[0], Effort()
+    todo = plans(model, usual_threat("cifar10"), effort, ("common", "heads", "adaptive", "ensemble"))
+    assert todo.keys() == results.conditions.keys()
+    for condition, plan in todo.items():
+        seen = model if plan.view is None else plan.view(model)
+        attacked = survivors(results, plan, effort.few if plan.few else effort.images)
+        setting = setting_of(plan, seen, attacked, effort)
+        assert not differing(results.conditions[condition].setting, setting), condition

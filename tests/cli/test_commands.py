@@ -15,6 +15,7 @@ from PIL import Image
 
 from robustviz import checkpoints, cli
 from robustviz.cli import train
+from robustviz.defenses import DEFENSES
 from robustviz.evaluation import RobustnessTable
 from robustviz.evaluation.comparison import Comparison
 from robustviz.models import initialized, small_cnn
@@ -219,11 +220,11 @@ def test_an_interrupted_run_is_resumed(says, stops, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run("train", *SHORT, "--out", out)
-    assert [file.name for file in out.iterdir()] == ["model.state"]
+    assert sorted(file.name for file in out.iterdir()) == ["model.state", "model.state-training"]
     stops.undo()
     with pytest.raises(FileExistsError, match=r"holds an interrupted run; add --resume to go on, or --force"):
         run("train", *SHORT, "--out", out)
-    with pytest.raises(ValueError, match=r"model.state belongs to a run with another config"):
+    with pytest.raises(ValueError, match=r"model.state-training belongs to a run with another config"):
         run("train", *SHORT, "--out", out, "--learning-rate", "0.2", "--resume")
     text = says("train", *SHORT, "--out", out, "--resume")
     assert "epoch 3/3" in text
@@ -242,22 +243,56 @@ def test_an_interrupted_run_is_started_anew_by_force(says, stops, tmp_path):
     assert "epoch 1/3" in text
 
 
-def test_every_stage_of_a_defense_is_claimed(tmp_path):
-    """A defense that trains in stages keeps a file for each."""
-    (tmp_path / "model.state-1a").write_bytes(b"")
-    with pytest.raises(FileExistsError, match="holds an interrupted run"):
-        run("train", *SHORT, "--out", tmp_path)
-    files = tmp_path / "model.safetensors", tmp_path / "model.state"
-    assert train.claim(tmp_path, True, False, staged=True) == files
-    with pytest.raises(ValueError, match=r"--resume: the interrupted run in .* is one with --defense wnll; use its"):
-        run("train", *SHORT, "--out", tmp_path, "--resume")
+def test_every_stage_of_a_defense_is_claimed(stops, tmp_path):
+    """A defense that trains in stages keeps a file for each; a file of the user's own is left alone."""
+    wnll = ("train", *SHORT, "--defense", "wnll", "--rounds", "1", "--out", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(*wnll)
+    stops.undo()
     (tmp_path / "model.state-notes.txt").write_text("a person's")
-    assert train.state_files(tmp_path / "model.state") == [tmp_path / "model.state-1a"]
+    for words in (wnll, ("train", *SHORT, "--out", tmp_path)):
+        with pytest.raises(FileExistsError, match="holds an interrupted run"):
+            run(*words)
+    for words in (("train", *SHORT, "--out", tmp_path), (*wnll[:-4], "--rounds", "2", *wnll[-2:])):
+        with pytest.raises(ValueError, match=r"model.state belongs to a run with another defenses; use the settings"):
+            run(*words, "--resume")
     with pytest.raises(FileNotFoundError, match="there is no data set or folder nowhere"):
         run("train", "--data", "nowhere", "--out", tmp_path, "--force")
     with pytest.raises(ValueError, match=r"validation must be a share from 0 to below 1"):
         run("train", *SHORT, "--validation", "1.5", "--out", tmp_path, "--force")
-    assert (tmp_path / "model.state-1a").exists(), "nothing is removed before the input is checked"
+    names = ["model.state", "model.state-notes.txt", "model.state-round-1-training"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names, "nothing is removed before the input is checked"
+    run("train", *SHORT, "--out", tmp_path, "--force")
+    names = ["model.json", "model.safetensors", "model.state-notes.txt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--rounds", "1"), "--rounds is no option of train without --defense wnll; see robustviz train --help"),
+        (("--defense", "wnll", "--round", "1"), r"--round is no option of train \(--rounds is\)"),
+        (("--defense", "wnll", "--rounds", "1.5"), "--rounds must be a whole number, got '1.5'"),
+        (("--defense", "wnll", "--rounds", "0"), "rounds must be >= 1, got 0"),
+        (("--defense", "wnll", "--gradient", "no"), "--gradient must be exact or surrogate or surrogate-log, got 'no'"),
+        (("--defense", "tvm", "--in-front", "perhaps"), "--in-front must be yes or no, got 'perhaps'"),
+        (("--defense", "tmv"), "defense must be one of .*wnll, tvm, got 'tmv'; one of your own needs"),
+        (("--defense", "mine.py:MINE"), "runs the code of that file; read it, and add --trust if you trust it"),
+        (("--defense", "mine.py:MINE", "--trust"), "there is no file mine.py; a defense of your own is given as FILE"),
+    ],
+)
+def test_defenses_and_their_options_are_checked_first(tmp_path, words, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run("train", *words, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_lists_defenses_and_their_options(says):
+    text = says("train", "--help")
+    for defense in DEFENSES:
+        assert defense.title.split(",")[0] in " ".join(text.replace("│", " ").split())
+        for name in defense.option_names:
+            assert f"--{name.replace('_', '-')}" in text
 
 
 def test_control_c_says_how_to_go_on(tmp_path):
@@ -278,7 +313,8 @@ def test_control_c_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert "robustviz: interrupted; a command that has --resume" in errors
     assert "Traceback" not in errors
-    assert [file.name for file in (tmp_path / "run").iterdir()] == ["model.state"]
+    files = sorted(file.name for file in (tmp_path / "run").iterdir())
+    assert files == ["model.state", "model.state-training"]
 
 
 # Mistakes.
@@ -435,8 +471,6 @@ def test_a_shipped_network_refuses_pictures_of_another_size(tmp_path, name):
     ("start", "words", "message"),
     [
         ("digits-pgd", ("--model", "resnet20"), "is a small_cnn, not a resnet20; use --model small_cnn"),
-        ("digits-pgd-cas", (), "suppresses channels; use --defense cas"),
-        ("digits-wnll", ("--defense", "tvm"), "ends in the buffer of WNLL; use --defense wnll"),
         (
             "digits-pgd",
             ("--data", "pictures"),
@@ -459,7 +493,7 @@ def test_a_run_goes_on_only_from_the_start_that_it_began_with(stops, tmp_path):
     network = "the network with checksum [0-9a-f]{8}"
     for words, wanted in (((), "new weights"), (("--start", "digits-standard"), network)):
         with pytest.raises(
-            ValueError, match=f"model.state belongs to a run that began with {network}, not with {wanted};"
+            ValueError, match=f"model.state-training belongs to a run that began with {network}, not with {wanted};"
         ):
             run("train", *SHORT, *out, *words, "--resume")
     same = checkpoints.find("digits-pgd")  # by another name

@@ -11,10 +11,10 @@ from torch import nn
 from robustviz import checkpoints, cli
 from robustviz.cli.target import data_name
 from robustviz.data import ImageSet, digits
-from robustviz.defenses import wnll_classifier
+from robustviz.defenses import Contest, wnll_classifier
 from robustviz.defenses.assembly import defended
-from robustviz.evaluation.comparison import Contest
-from robustviz.geometry import Embedding, Trajectory
+from robustviz.defenses.defense import at
+from robustviz.geometry import Embedding, Trajectory, template_source
 from robustviz.models import Classifier
 from robustviz.pages import closeup
 from robustviz.records import RunRecord
@@ -98,7 +98,7 @@ def test_too_few_images_for_a_spread_are_refused_before_any_attack(tmp_path):
 def test_the_template_of_a_shipped_network_is_found_and_others_get_one():
     training_set = digits("train")
     model, _ = checkpoints.load("digits-wnll")
-    source = checkpoints.template_source("digits-wnll", training_set)
+    source = template_source("digits-wnll", training_set)
     softmax, same = both_heads(model, source)
     assert same is model
     assert softmax.head is model.head.linear
@@ -149,10 +149,10 @@ def test_a_template_is_found_with_any_held_out_share_and_number_of_training_imag
     plain = Classifier(nn.Flatten(), nn.Linear(4, 2), normalize=nn.Identity()).eval()
     head = wnll_classifier(plain, kept, size=100).head
     path = saved(tmp_path / "right.safetensors", head, validation=0.25, training_images=300)
-    assert torch.equal(checkpoints.template_source(path, training_set).images, kept.images)
+    assert torch.equal(template_source(path, training_set).images, kept.images)
     other = saved(tmp_path / "wrong.safetensors", head, validation=0.1, training_images=300)
     with pytest.raises(ValueError, match="was trained on other images than the 401 of tiny"):
-        checkpoints.template_source(other, training_set)
+        template_source(other, training_set)
 
 
 def test_conditions_and_ways_are_attacked_in_the_same_batches(interpolating, monkeypatch):
@@ -162,12 +162,13 @@ def test_conditions_and_ways_are_attacked_in_the_same_batches(interpolating, mon
         sizes.add(len(images))
         return (images + threat.epsilon * (2 * torch.rand(images.shape, generator=generator) - 1)).clamp(0, 1)
 
-    contests = {"first": Contest(noise, "published"), "second": Contest(noise)}
-    monkeypatch.setattr(geometry, "contests_for", lambda model, steps: contests)
+    made = {"second": Contest(noise), "first": Contest(noise, "published")}
+    monkeypatch.setattr(geometry, "contests", lambda model, threat, steps: at(made, threat))
     model, source = interpolating
     test_set, threat = tiny(300, 1), Threat("linf", 0.1)  # a batch of 256 and one of 44
     found = study("tiny", model, source, test_set, threat, [0.05, 0.1], source=source)
     assert sizes == {256, 44}
+    assert found.conditions[PUBLISHED].attack == "first", "told by its kind"
     for name in (PUBLISHED, STRONGEST):
         assert found.ways[name].stages[-1] == 0.1
         assert torch.equal(found.ways[name].images[-1], found.conditions[name].images), name

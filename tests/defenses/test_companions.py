@@ -266,7 +266,7 @@ def test_the_attacks_made_for_it_keep_the_threat_and_leave_no_trace(record, smal
     weights = {name: tensor.clone() for name, tensor in built.state_dict().items()}
     for name, contest in record.attacks(built, THREAT).items():
         assert contest.kind == "adaptive"
-        attacked = contest.limited(2).attack(built, images, labels, generator=seeded(0))
+        attacked = contest.with_steps(2).attack(built, images, labels, generator=seeded(0))
         assert (attacked - images).abs().max() <= THREAT.epsilon + 1e-6, name
         assert attacked.min() >= 0
         assert attacked.max() <= 1
@@ -286,7 +286,7 @@ def test_attacks_made_for_meansparse_find_what_the_usual_one_misses(hardened):
     stock = partial(pgd, threat=THREAT, steps=20)
     plain, naive = right(hardened, stock), right(sparse, stock)
     record = next(record for record in COMPANIONS if record.name == "meansparse")
-    adaptive = [right(sparse, contest.limited(20).attack) for contest in record.attacks(sparse, THREAT).values()]
+    adaptive = [right(sparse, contest.with_steps(20).attack) for contest in record.attacks(sparse, THREAT).values()]
     assert naive.sum() > plain.sum()
     assert torch.stack([naive, *adaptive]).all(0).sum() < plain.sum()
 

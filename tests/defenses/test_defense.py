@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from robustviz import checkpoints
-from robustviz.attacks import against, pgd
+from robustviz.attacks import against, pgd, transfer
 from robustviz.data import digits
 from robustviz.defenses import DEFENSES, Contest, Defense, Stage, Training, known, named, present, registered
-from robustviz.defenses.defense import NoOptions, at
+from robustviz.defenses.defense import NoOptions, at, itself
 from robustviz.objectives import cross_entropy
 from robustviz.records import describe
 from robustviz.training import TrainConfig
@@ -81,7 +81,7 @@ def test_a_record_is_known_inside_its_block_alone():
     with pytest.raises(RuntimeError), registered(MINE):
         raise RuntimeError
     assert known() == DEFENSES
-    with pytest.raises(ValueError, match=r"one of cas, wnll, tvm, got 'mine'; one of your own needs `with registered"):
+    with pytest.raises(ValueError, match=r"one of .*cas, wnll, tvm, got 'mine'; one of your own needs `with registered"):
         named("mine")
 
 
@@ -117,9 +117,18 @@ def test_a_contest_keeps_its_own_settings_at_every_threat():
     there = at({"it": contest}, THREAT)["it"]
     inner = describe(there.attack)["attack"]
     assert (inner["threat"]["epsilon"], inner["steps"], inner["restarts"], there.kind) == (0.1, 7, 2, "published")
-    assert describe(there.limited(3).attack)["attack"]["steps"] == 3
-    assert there.limited(20) is there
-    assert Contest(partial(pgd, threat=THREAT)).limited(3).attack.keywords == {"threat": THREAT}
+    assert describe(there.with_steps(3).attack)["attack"]["steps"] == 3
+    assert Contest(partial(pgd, threat=THREAT)).with_steps(3).attack.keywords == {"threat": THREAT}
+
+
+def test_the_threat_reaches_the_innermost_attack():
+    threat = Threat("linf", 0.07)
+    for attack in (pgd, partial(against, view=itself, attack=partial(transfer, source=nn.Linear(1, 1), attack=pgd))):
+        settings = describe(Contest(attack).at(threat).attack)
+        while "attack" in settings:
+            assert "threat" not in settings
+            settings = settings["attack"]
+        assert (settings["function"], settings["threat"]["epsilon"]) == ("pgd", 0.07)
 
 
 def test_stages_of_a_training_are_made_by_the_defenses_behind_it(shipped_small):

@@ -21,7 +21,7 @@ from robustviz.attacks import against, bounded, carlini_wagner, fgsm, ifgsm, pgd
 from robustviz.data import digits as digits_data
 from robustviz.defenses.tvm import TVM
 from robustviz.evaluation import RobustnessTable, evaluate, sweep, wilson
-from robustviz.presets import standard_ensemble
+from robustviz.evaluation.suites import standard_ensemble
 from robustviz.tensors import seeded
 from robustviz.types import Threat
 
@@ -395,7 +395,7 @@ import os, signal, sys
 from robustviz import checkpoints
 from robustviz.data import digits as digits_data
 from robustviz.evaluation import evaluate
-from robustviz.presets import standard_ensemble
+from robustviz.evaluation.suites import standard_ensemble
 from robustviz.types import Threat
 
 calls = []

@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from robustviz import checkpoints, cli
-from robustviz import studies as experiments
 from robustviz.attacks import pgd
 from robustviz.data import digits
-from robustviz.defenses.tvm import TVM, total_variation
+from robustviz.defenses import named
+from robustviz.defenses.tvm import TVM, record, total_variation
 from robustviz.defenses.tvm import layer as defense
 from robustviz.defenses.wnll import wnll_classifier
 from robustviz.defenses.wnll.head import WNLLHead
 from robustviz.evaluation import evaluate
-from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison, with_threat
+from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison
 from robustviz.pages import photograph as photographs
+from robustviz.pages import tvm as page
 from robustviz.plots import plot_purified, plot_strengths
 from robustviz.presets import usual_threat
 from robustviz.records import RunRecord, describe
@@ -36,8 +37,12 @@ def some():
     return digits("train").subset(150)
 
 
-def hardened(image_set, *, seed=0, **settings):
+def hardened(image_set, *, seed=0, augment="none", defense="none", **settings):
+    """Train with a defense, and with TVM versions of the images, whether the purifier is in front or not."""
     config = TrainConfig(epochs=1, batch_size=64, learning_rate=0.05, seed=seed)
+    chosen = [named(name) for name in dict.fromkeys([defense, "tvm"][: 1 + (augment == "tvm")]) if name != "none"]
+    options = {"augment": augment, "in_front": defense == "tvm"} if named("tvm") in chosen else {}
+    settings |= {"defenses": chosen, "options": options}
     return harden(image_set, network="small_cnn", config=config, threat=THREAT, steps=2, **settings)
 
 
@@ -93,7 +98,7 @@ def test_no_held_out_image_is_trained_on(some, given, behind):
 
 
 def test_wnll_refuses_versions_of_its_own_images(some):
-    with pytest.raises(ValueError, match="augment must be none with WNLL, got 'tvm'"):
+    with pytest.raises(ValueError, match="augment must be none with WNLL, got 2 versions of every image"):
         hardened(some, augment="tvm", defense="wnll")
 
 
@@ -152,16 +157,16 @@ def says(capsys, monkeypatch, tmp_path):
 
 
 def test_train_and_evaluate_behind_tvm(says, tmp_path, monkeypatch):
-    few = partial(tvm.bpda_contests, steps=2, averaged_steps=1)
-    monkeypatch.setattr(experiments, "bpda_contests", lambda *, draws, wnll: few(draws=2, wnll=wnll))
+    few = partial(record.bpda_contests, steps=2, averaged_steps=1)
+    monkeypatch.setattr(record, "bpda_contests", lambda *, draws, exact: few(draws=2, exact=exact))
     words = ("--defense", "tvm", "--augment", "tvm", "--epochs", "1", "--images", "60", "--epsilon", "0.1")
     text = says("train", *words)
-    folder = tmp_path / "runs" / "digits-small_cnn-tvm-augmented-none"
+    folder = tmp_path / "runs" / "digits-small_cnn-tvm-none"
     assert all(f"| {condition} " in text for condition in ("PGD-20, as published", "BPDA", "BPDA + EOT"))
     assert "condition (250 images)" in text
-    model, record = checkpoints.load(folder)
+    model, written = checkpoints.load(folder)
     assert isinstance(model.purify, TVM)
-    assert (record.settings["defense"], record.settings["augment"]) == ("tvm", "tvm")
+    assert (written.settings["defense"], written.settings["augment"]) == ("tvm", "tvm")
     assert len(list((tmp_path / "cache").iterdir())) == 2  # of the training part and of the held-out part
     found = says("evaluate", folder, "--images", "10", "--attacks", "fgsm", "--no-adaptive")
     assert "FGSM, as published" in found
@@ -190,26 +195,26 @@ def shipped():
 def test_the_naive_attack_does_not_know_of_the_purifier(shipped):
     few, (_, both) = digits("test").subset(10), shipped
     contest = tvm.tvm_contests(steps=3)["naive"]
-    found = with_threat(contest.attack, THREAT)(both, few.images, few.labels)
+    found = contest.at(THREAT).attack(both, few.images, few.labels)
     assert torch.equal(found, pgd(both.replace(purify=None), few.images, few.labels, threat=THREAT, steps=3))
     assert contest.kind == "published"
 
 
 def test_only_the_naive_attack_is_published_and_thirty_masks_are_averaged():
-    for wnll in (False, True):
-        contests = tvm.tvm_contests(wnll=wnll)
+    for exact in (False, True):
+        contests = tvm.tvm_contests(exact=exact)
         assert [name for name, contest in contests.items() if contest.kind == "published"] == ["naive"]
         draws = {name: describe(c.attack)["attack"]["objective"].get("draws") for name, c in contests.items()}
         assert {draws[name] for name in draws if "EOT" in name} == {30}
         assert draws["BPDA"] == draws["unrolled gradient"] == 1
-    with_head = describe(tvm.tvm_contests(wnll=True)["BPDA"].attack)
+    with_head = describe(tvm.tvm_contests(exact=True)["BPDA"].attack)
     assert [view["function"] for view in with_head["view"]["views"]] == ["identity_backward", "exact_head"]
 
 
 def test_attacks_that_know_of_the_purifier_are_stronger(shipped):
     test_set = digits("test")
     contests = tvm.tvm_contests(steps=10, averaged_steps=10, draws=10)
-    attacks = {name: with_threat(contest.attack, usual_threat("digits")) for name, contest in contests.items()}
+    attacks = {name: contest.at(usual_threat("digits")).attack for name, contest in contests.items()}
     accuracy = evaluate(shipped[1], test_set.images, test_set.labels, attacks).accuracy()
     assert accuracy["clean"] > 0.75
     # One mask decides on an image, which is luck for a few of them: so all test images are asked.
@@ -222,20 +227,20 @@ def test_attacks_that_know_of_the_purifier_are_stronger(shipped):
 def quick(monkeypatch, shipped):
     """Attacks of few steps and draws on few images; trained networks come from the shelf."""
     short = partial(tvm.tvm_contests, 2, 1, 2)
-    monkeypatch.setattr(tvm, "tvm_contests", lambda *_, wnll=False, **__: short(wnll=wnll))
-    monkeypatch.setattr(tvm, "digits", lambda part: digits(part).subset(60))
-    monkeypatch.setattr(tvm, "IMAGES", 12)
-    monkeypatch.setattr(tvm, "SHOWN_IMAGES", 10)
-    monkeypatch.setattr(tvm, "EPSILONS", (0.15,))
-    monkeypatch.setattr(tvm, "SHOWN_EPSILONS", (0.15,))
-    monkeypatch.setattr(tvm, "photographs", partial(photographs.photographs, size=32))
+    for module in (tvm, page):
+        monkeypatch.setattr(module, "tvm_contests", lambda *_, exact=False, **__: short(exact=exact))
+        monkeypatch.setattr(module, "digits", lambda part: digits(part).subset(60))
+        monkeypatch.setattr(module, "IMAGES", 12)
+        monkeypatch.setattr(module, "EPSILONS", (0.15,))
+    monkeypatch.setattr(page, "photographs", partial(photographs.photographs, size=32))
     asked = []
 
-    def stored(image_set, *, augment="none", defense="none", start=None, **settings):
-        asked.append((augment, defense, settings["config"].seed))
-        if defense == "wnll":
+    def stored(image_set, *, defenses=(), options=None, start=None, **settings):
+        names = [defense.name for defense in defenses]
+        asked.append((names, options, settings["config"].seed))
+        if "wnll" in names:
             return Hardened(wnll_classifier(start, image_set, size=40), tvm.purified, [])
-        return Hardened(shipped[augment == "tvm"].replace(purify=None), tvm.purified, [])
+        return Hardened(shipped["tvm" in names].replace(purify=None), tvm.purified, [])
 
     monkeypatch.setattr(tvm, "harden", stored)
     return asked
@@ -243,7 +248,7 @@ def quick(monkeypatch, shipped):
 
 def test_compare_tvm_gives_a_table_that_can_be_stored(quick, tmp_path):
     (found,) = tvm.compare_tvm([3])
-    assert quick == [("none", "none", 3), ("tvm", "none", 3), ("none", "wnll", 3)]
+    assert quick == [([], None, 3), (["tvm"], tvm.AUGMENTED, 3), (["wnll"], {"rounds": 1}, 3)]
     assert found.networks == ["none", "TVM", "augmentation", "both", "WNLL + both"]
     assert [len(found.attacks(name)) for name in found.networks] == [2, 4, 2, 4, 6]
     assert found.epsilons == [0.15]
@@ -301,7 +306,7 @@ def test_pictures_have_a_row_each():
 
 
 def test_the_section_has_both_figures_the_table_and_a_sentence_each(quick):
-    section = tvm.tvm_section(0)
+    section = page.tvm_section(0)
     assert [picture.name for picture in section.pictures] == ["tvm-photographs", "tvm-digits"]
     for picture, sentence in zip(section.pictures, section.paragraphs[1::2], strict=True):
         assert sentence in picture.alt
@@ -343,7 +348,7 @@ def test_the_sentence_says_what_was_measured():
         {},
         {},
     )
-    sentence = tvm.attack_sentence(found, 0.1, 50)
+    sentence = page.attack_sentence(found, 0.1, 50)
     assert "reads 100%, and 70% behind TVM; trained with TVM versions it reads 90%" in sentence
     assert "leaves 60%, 30% and 80%, all attacks together 50%, 20% and 40%" in sentence
     assert "by +20 points under the naive attack, and by -10 points in the worst case" in sentence

@@ -10,9 +10,9 @@ from robustviz import checkpoints
 from robustviz.attacks import ifgsm, pgd
 from robustviz.data import digits
 from robustviz.evaluation import evaluate
-from robustviz.evaluation.comparison import Comparison, Contest, with_threat
-from robustviz.records import describe
-from robustviz.studies import attacks_on_defenses, measured_with, wnll
+from robustviz.evaluation.comparison import Comparison, Contest
+from robustviz.pages import wnll as page
+from robustviz.studies import wnll
 from robustviz.tensors import seeded
 from robustviz.training.stages import Hardened
 from robustviz.types import Threat
@@ -30,19 +30,21 @@ def interpolating():
 def quick(monkeypatch, interpolating):
     """Attacks of one step on few images; trained networks come from the shelf."""
     short = Contest(partial(pgd, steps=1))
-    monkeypatch.setattr(wnll, "SOFTMAX", {"IFGSM": Contest(partial(pgd, steps=1), "published")})
+    softmax = {"IFGSM": Contest(partial(pgd, steps=1), "published")}
+    for module in (wnll, page):
+        monkeypatch.setattr(module, "baseline", lambda: softmax)
     monkeypatch.setattr(wnll, "SQUARE", {"Square": short})
     monkeypatch.setattr(wnll, "STEPS", 1)
     monkeypatch.setattr(wnll, "IMAGES", 12)
     monkeypatch.setattr(wnll, "AMONG", 5)
     monkeypatch.setattr(wnll, "digits", lambda part: digits(part).subset(400 if part == "train" else 20))
-    monkeypatch.setattr(
-        wnll, "wnll_contests", lambda *_, **__: {"surrogate gradient": Contest(short.attack, "published")}
-    )
+    contests = {"surrogate gradient": Contest(short.attack, "published")}
+    for module in (wnll, page):
+        monkeypatch.setattr(module, "wnll_contests", lambda *_, **__: contests)
     asked = []
 
     def stored(image_set, *, attack, **settings):
-        asked.append((attack, settings["defense"], settings["config"].seed))
+        asked.append((attack, [d.name for d in settings["defenses"]], settings["config"].seed))
         return Hardened(interpolating, checkpoints.load, [])
 
     monkeypatch.setattr(wnll, "harden", stored)
@@ -52,7 +54,7 @@ def quick(monkeypatch, interpolating):
 def test_other_templates_follow_from_the_generator_alone(interpolating):
     few = digits("test").subset(10)
     (contest,) = wnll.other_templates_contest(digits("train").subset(200), 2).values()
-    attack = with_threat(contest.attack, THREAT)
+    attack = contest.at(THREAT).attack
     first, again, other = (attack(interpolating, few.images, few.labels, generator=seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -102,7 +104,7 @@ def test_attacks_and_decisions_of_the_remarks_share_a_batch(interpolating, monke
 
 def test_compare_wnll_gives_tables_that_can_be_stored(quick, tmp_path):
     pixels, trained = wnll.compare_wnll([5])
-    assert quick == [("none", "wnll", 5), ("pgd", "wnll", 5)]
+    assert quick == [("none", ["wnll"], 5), ("pgd", ["wnll"], 5)]
     assert [found.name for found in (pixels, trained)] == ["wnll-pixels", "wnll"]
     assert trained.networks[:3] == ["standard, softmax", "standard, WNLL", "standard, WNLL one at a time"]
     for network in trained.networks:
@@ -118,30 +120,9 @@ def test_compare_wnll_gives_tables_that_can_be_stored(quick, tmp_path):
         assert Comparison.load(found.save(tmp_path / f"{found.name}.json")) == found
 
 
-def test_the_section_has_a_figure_for_each_network(quick, monkeypatch):
-    monkeypatch.setattr(wnll, "digits", digits)
-    section = wnll.wnll_section(0)
+def test_the_section_has_a_figure_for_each_network(quick):
+    section = page.wnll_section(0)
     assert [picture.name for picture in section.pictures] == ["wnll-standard", "wnll-adversarially"]
     for picture, sentence in zip(section.pictures, section.paragraphs[1:], strict=True):
         assert sentence in picture.alt
         assert base64.b64decode(picture.png)[1:4] == b"PNG"
-
-
-def test_every_defense_meets_the_attacks_made_for_it(interpolating):
-    pgd_attack = {"PGD": partial(pgd, threat=THREAT)}
-    plain, both = checkpoints.load("digits-standard")[0], checkpoints.load("digits-tvm")[0]
-    assert measured_with(plain, pgd_attack, THREAT) == pgd_attack
-    borrowed = measured_with(interpolating, pgd_attack, THREAT)
-    assert {"PGD, as published", "surrogate gradient", "wide graph, K = 60"} <= borrowed.keys()
-    assert describe(borrowed["PGD, as published"])["view"]["function"] == "surrogate_head"
-    iterated = {"IFGSM": partial(ifgsm, threat=THREAT, steps=20)}
-    assert "surrogate gradient" not in measured_with(interpolating, iterated, THREAT)  # the same attack
-    purified = measured_with(both, pgd_attack, THREAT)
-    assert list(purified) == ["PGD, as published", "BPDA", "BPDA + EOT"]
-    assert describe(purified["PGD, as published"])["view"]["function"] == "unpurified"
-    assert list(measured_with(both, pgd_attack, THREAT, adaptive=False)) == ["PGD, as published"]
-    of_both = measured_with(interpolating.replace(purify=both.purify), pgd_attack, THREAT)["PGD, as published"]
-    assert [view["function"] for view in describe(of_both)["view"]["views"]] == ["unpurified", "surrogate_head"]
-    on_both = attacks_on_defenses(interpolating.replace(purify=both.purify), THREAT)
-    assert list(on_both) == ["BPDA", "BPDA + EOT", "BPDA + EOT, from the linear head"]
-    assert all(describe(attack)["attack"]["threat"]["epsilon"] == 0.1 for attack in on_both.values())

@@ -5,7 +5,7 @@ import torch
 
 from robustviz import checkpoints
 from robustviz.data import digits
-from robustviz.lessons import template_source
+from robustviz.lessons import load_template_source
 from robustviz.widgets import WNLLState, wnll_explorer
 from robustviz.widgets.networks import usual_images
 from robustviz.widgets.wnll import ADAPTIVE, PUBLISHED
@@ -25,7 +25,7 @@ def panel(shared):
 def test_the_votes_are_those_of_the_head(panel):
     panel.show(WNLLState(image=5, epsilon=0.1, neighbors=10, scale_neighbor=4))
     network, _ = checkpoints.load("digits-pgd-wnll")
-    source = template_source("digits", "pgd-wnll")
+    source = load_template_source("digits", "pgd-wnll")
     head = network.head.with_settings(joint=False, gradient="exact", neighbors=10, scale_neighbor=4)
     for ballot in panel.record.ballots:
         with torch.no_grad():
@@ -39,7 +39,7 @@ def test_the_votes_are_those_of_the_head(panel):
 def test_it_starts_with_the_graph_of_the_head():
     network, _ = checkpoints.load("digits-pgd-wnll")
     head = network.head.with_settings(neighbors=12, scale_neighbor=6)
-    panel = wnll_explorer(network.replace(head=head), template_source("digits", "pgd-wnll"))
+    panel = wnll_explorer(network.replace(head=head), load_template_source("digits", "pgd-wnll"))
     assert (panel.state().neighbors, panel.state().scale_neighbor) == (12, 6)
     assert (panel.controls["neighbors"].value, panel.controls["scale_neighbor"].value) == (12, 6)
 

@@ -17,7 +17,7 @@ from robustviz.attacks import apgd, apgd_targeted, carlini_wagner, pgd
 from robustviz.attacks.common import random_perturbation
 from robustviz.data import digits, load
 from robustviz.evaluation import evaluate
-from robustviz.presets import standard_ensemble
+from robustviz.evaluation.suites import standard_ensemble
 from robustviz.tensors import evaluating, project, seeded
 from robustviz.types import LINF_8, Threat
 
