@@ -115,7 +115,7 @@ def from_dataset(
     if count < 1 or (limit is not None and limit < 1):
         raise ValueError(f"dataset and limit must be >= 1 image, got {count} and {limit}")
     fit = Fit(resize, crop)
-    rows = torch.randperm(count, generator=seeded(0))
+    rows = torch.randperm(count, generator=seeded(0), device="cpu")
     if limit is not None and limit < count:
         known = next((getattr(dataset, key) for key in ("targets", "labels") if hasattr(dataset, key)), None)
         known = None if known is None or len(known) != count else torch.as_tensor(known).long()
@@ -131,7 +131,7 @@ def from_dataset(
     images = stacked(items(), len(rows))
     names = getattr(dataset, "classes", None) if classes is None else classes
     where = name or type(dataset).__name__
-    return ImageSet(images, torch.tensor(labels), _class_names(names, max(labels) + 1, where), where)
+    return ImageSet(images, torch.tensor(labels, device="cpu"), _class_names(names, max(labels) + 1, where), where)
 
 
 def _item(dataset: Any, row: int) -> tuple[Tensor, int]:

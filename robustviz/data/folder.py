@@ -66,10 +66,9 @@ class Listing:
         """
         if part == "all":
             return self
-        draws = torch.tensor(
-            [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32 for name in self.names]
-        )
-        test, labels = draws < 0.2, torch.tensor(self.labels)
+        sums = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32 for name in self.names]
+        draws = torch.tensor(sums, device="cpu")
+        test, labels = draws < 0.2, torch.tensor(self.labels, device="cpu")
         for label, name in enumerate(self.classes):
             rows = (labels == label).nonzero().squeeze(1)
             if len(rows) == 1:
@@ -93,7 +92,7 @@ class Listing:
             return set(kept) == {"pixels"} and kept["pixels"].dtype == torch.uint8 and len(kept["pixels"]) == count
 
         read = cached(_cache_name(chosen, fit), make, fits) if cache else make()
-        return ImageSet(read["pixels"], torch.tensor(chosen.labels), self.classes, self.name)
+        return ImageSet(read["pixels"], torch.tensor(chosen.labels, device="cpu"), self.classes, self.name)
 
 
 def list_folder(root: Path) -> Listing:

@@ -100,9 +100,9 @@ class ImageSet:
             IndexError: If a number is out of range.
             ValueError: If nothing is selected.
         """
-        if isinstance(indices, Tensor):
+        if isinstance(indices, Tensor) and indices.dim():
             indices = indices.to(self.pixels.device)
-        if not isinstance(indices, Tensor | slice | list) and hasattr(indices, "__index__"):
+        elif hasattr(indices, "__index__"):
             number = index(indices)
             if not -len(self) <= number < len(self):
                 raise IndexError(f"index must be from {-len(self)} to {len(self) - 1} in {self.name}, got {number}")

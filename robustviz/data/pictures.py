@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -132,7 +132,7 @@ class Fit:
         return resized if pixels.dtype == torch.uint8 else resized.clamp(0, 1)
 
 
-def stacked(pictures: Iterator[tuple[str, Tensor]], count: int) -> UInt8[Tensor, "n c h w"]:
+def stacked(pictures: Iterator[tuple[str, Tensor]], count: int) -> Shaped[Tensor, "n c h w"]:
     """Put pictures (c, h, w) of one size into one tensor as they come; gray becomes color once there is a color one.
 
     Args:

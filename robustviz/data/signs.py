@@ -37,10 +37,11 @@ def signs(part: Part = "all") -> ImageSet:
         part: `"train"` (6,000), `"test"` (1,000) or both.
     """
     check_part(part)
-    pixels = cached(f"signs-{_version()}", _draw)
     parts = [part] if part != "all" else list(SIZES)
-    labels = torch.cat([_labels(name) for name in parts])
-    return ImageSet(torch.cat([pixels[name] for name in parts]), labels, SIGNS, "signs")
+    with torch.device("cpu"):
+        pixels = cached(f"signs-{_version()}", _draw)
+        labels = torch.cat([_labels(name) for name in parts])
+        return ImageSet(torch.cat([pixels[name] for name in parts]), labels, SIGNS, "signs")
 
 
 def _version() -> str:

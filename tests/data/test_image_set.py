@@ -1,5 +1,8 @@
 """Image sets: how they are cut and drawn from, and what they are made of."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -127,3 +130,77 @@ def test_bad_settings_of_a_set(unchecked):
         FileNotFoundError, match="imagenet; known sets are digits, signs, cifar10, cifar100, svhn, mnist, fashionmnist"
     ):
         load("imagenet")
+
+
+def test_one_image_is_a_set_too():
+    whole = numbered(torch.arange(11) % 5)
+    for number in (0, 3, -1, np.int64(10), torch.tensor(4)):
+        one = whole[number]
+        assert len(one) == len(one.labels) == 1
+        assert numbers(one) == numbers(whole)[int(number) : int(number) + 1 or None]
+    assert [len(one) for one in whole] == [1] * 11
+    for number in (11, -12):
+        with pytest.raises(IndexError, match=f"index must be from -11 to 10 in numbered, got {number}"):
+            whole[number]
+
+
+@pytest.mark.parametrize("nothing", [torch.zeros(11, dtype=torch.bool), slice(5, 5), [], torch.tensor([]).long()])
+def test_nothing_is_no_set(nothing):
+    with pytest.raises(ValueError, match="indices must select at least one of the 11 images of numbered, got none"):
+        numbered(torch.arange(11) % 5)[nothing]
+
+
+@settings(max_examples=30, deadline=None)
+@given(labelings, seeds)
+def test_bytes_and_floats_are_the_same_set(labels, seed):
+    """Whatever is done to them; only the memory differs."""
+    pixels = torch.randint(256, (len(labels), 3, 4, 5), generator=seeded(seed)).byte()
+    kept, floats = (ImageSet(images, labels, tuple("abcde"), "set") for images in (pixels, pixels.float() / 255))
+    size = 1 + seed % len(labels)
+    for cut in (
+        lambda s: s,
+        lambda s: s[seed % len(labels)],
+        lambda s: s[: size + 1],
+        lambda s: s[torch.arange(len(labels)).flip(0)],
+        lambda s: s.to("cpu"),
+        lambda s: s.subset(size, seeded(seed)),
+    ):
+        assert cut(kept).pixels.dtype == torch.uint8
+        assert cut(kept).images.dtype == cut(kept)[:1].images.dtype == torch.float32
+        assert torch.equal(cut(kept).images, cut(floats).images)
+        assert torch.equal(cut(kept).labels, cut(floats).labels)
+    for generator in (None, seed):
+        pair = [list(s.batches(3, None if generator is None else seeded(generator))) for s in (kept, floats)]
+        for (images, numbers), (other, again) in zip(*pair, strict=True):
+            assert torch.equal(images, other)
+            assert torch.equal(numbers, again)
+    assert torch.equal(floats.images, floats.pixels)
+    assert torch.equal(replace(kept, name="other").images, kept.images)
+    named = ImageSet(images=pixels, labels=labels, classes=tuple("abcde"), name="set")
+    assert torch.equal(named.images, kept.images)
+    with pytest.raises(AttributeError):
+        kept.images = pixels
+
+
+def test_another_default_device_changes_nothing():
+    def drawn():
+        whole = ImageSet(digits().images, digits().labels, tuple("0123456789"), "digits")
+        larger, held = whole.split()
+        parts = (whole.subset(50), larger[:9], held[3], digits("test"), load("signs", "test", limit=20))
+        return [part.images for part in parts] + [next(whole.batches(4, seeded(0)))[0]]
+
+    before = drawn()
+    torch.set_default_device("meta")
+    try:
+        after = drawn()
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here, whose generators draw on the GPU")
+def test_a_generator_of_another_device():
+    whole = numbered(torch.arange(60) % 5)
+    part = whole.subset(20, torch.Generator("cuda").manual_seed(3))
+    assert shares_hold(whole, part)
+    assert len(whole.to("cuda").subset(20)) == 20

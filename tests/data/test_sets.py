@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from robustviz.data import augment, digits, load, torchvision_set
+from robustviz.data import TORCHVISION_SETS, augment, digits, load, torchvision_set
 from robustviz.tensors import seeded
 
 
@@ -86,7 +86,7 @@ def forged(monkeypatch, name, root):
     from torchvision import datasets
 
     source = np.random.default_rng(0)
-    shape = (1, 28, 28) if name == "mnist" else (3, 32, 32)
+    shape = (1, 28, 28) if "mnist" in name else (3, 32, 32)
     sets = {
         part: (source.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 3)
         for part, n in (("train", 6), ("test", 4))
@@ -97,22 +97,26 @@ def forged(monkeypatch, name, root):
             savemat(root / f"{part}_32x32.mat", {"X": pixels.transpose(2, 3, 1, 0), "y": tens})
         entries = {p: ["", f"{p}_32x32.mat", md5(root / f"{p}_32x32.mat")] for p in ("train", "test")}
         monkeypatch.setattr(datasets.SVHN, "split_list", entries)
-    elif name == "cifar10":
-        folder = root / "cifar-10-batches-py"
+    elif name.startswith("cifar"):
+        kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+        folder = root / kind.base_folder
         folder.mkdir()
         contents = {
-            part: {"data": pixels.reshape(len(pixels), -1), "labels": labels.tolist()}
+            part: {
+                "data": pixels.reshape(len(pixels), -1),
+                "labels" if name == "cifar10" else "fine_labels": labels.tolist(),
+            }
             for part, (pixels, labels) in sets.items()
         }
-        contents["meta"] = {"label_names": ["airplane", "car", "bird"]}
+        key = "label_names" if name == "cifar10" else "fine_label_names"
+        contents["meta"] = {key: ["airplane", "car", "bird"]}
         for part, content in contents.items():
             (folder / part).write_bytes(pickle.dumps(content))
-        monkeypatch.setattr(datasets.CIFAR10, "train_list", [["train", md5(folder / "train")]])
-        monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test", md5(folder / "test")]])
-        meta = {"filename": "meta", "key": "label_names", "md5": md5(folder / "meta")}
-        monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+        monkeypatch.setattr(kind, "train_list", [["train", md5(folder / "train")]])
+        monkeypatch.setattr(kind, "test_list", [["test", md5(folder / "test")]])
+        monkeypatch.setattr(kind, "meta", {"filename": "meta", "key": key, "md5": md5(folder / "meta")})
     else:
-        folder = root / "MNIST" / "raw"
+        folder = root / ("MNIST" if name == "mnist" else "FashionMNIST") / "raw"
         folder.mkdir(parents=True)
         for part, prefix in (("train", "train"), ("test", "t10k")):
             pixels, labels = sets[part]
@@ -127,7 +131,7 @@ def md5(file):
     return hashlib.md5(file.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["cifar10", "svhn", "mnist"])
+@pytest.mark.parametrize("name", TORCHVISION_SETS)
 def test_torchvision_sets(name, tmp_path, monkeypatch):
     sets = forged(monkeypatch, name, tmp_path)
     for part in ("train", "test", "all"):
@@ -142,9 +146,9 @@ def test_torchvision_sets(name, tmp_path, monkeypatch):
         assert found == sorted((int(label), image.tobytes()) for image, label in zip(pixels, labels, strict=True))
         assert torch.equal(torchvision_set(name, tmp_path, part=part).images, read.images)
         assert (read.name, read.images.dtype, read.labels.dtype) == (name, torch.float32, torch.int64)
-    assert (
-        read.classes[:2] == {"cifar10": ("airplane", "car"), "svhn": ("0", "1"), "mnist": ("0 - zero", "1 - one")}[name]
-    )
+    first = {"svhn": ("0", "1"), "mnist": ("0 - zero", "1 - one"), "fashionmnist": ("T-shirt/top", "Trouser")}
+    assert read.classes[:2] == first.get(name, ("airplane", "car"))
+    assert read.pixels.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("part", ["train", "all"])
@@ -160,7 +164,7 @@ def test_a_folder_of_the_same_pictures_has_the_same_order(part, tmp_path, monkey
     assert torch.equal(fetched.labels, folder.labels)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "svhn", "mnist"])
+@pytest.mark.parametrize("name", TORCHVISION_SETS)
 def test_missing_files_name_the_command(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"robustviz fetch {name} --root {tmp_path}"):
         torchvision_set(name, tmp_path)
