@@ -14,7 +14,10 @@ from robustviz.types import Attack, Norm, Objective, Threat
 TrainingAttack = Literal["none", "fgsm-rs", "pgd", "trades", "mart"]
 EvaluationAttack = Literal["fgsm", "ifgsm", "pgd", "mifgsm"]
 
-EPSILONS: dict[Norm, dict[str, float]] = {"linf": {"digits": 0.15, "mnist": 0.3}, "l2": {"digits": 1.0, "mnist": 2.0}}
+EPSILONS: dict[Norm, dict[str, float]] = {
+    "linf": {"digits": 0.15, "mnist": 0.3, "fashionmnist": 0.1},
+    "l2": {"digits": 1.0, "mnist": 2.0, "fashionmnist": 1.0},
+}
 """Radii of gray data sets; others have 8 / 255 in L-infinity and 0.5 in L2. A person reads 8x8 digits past 0.15."""
 
 
@@ -26,7 +29,7 @@ def usual_threat(data: str, norm: Norm = "linf", epsilon: float | None = None) -
 def usual_augmentation(data: str) -> dict[str, Any]:
     """Settings of `TrainConfig` for a data set: shifts for 28 pixels and more, mirroring where it keeps the meaning."""
     return {
-        "padding": {"digits": 0, "mnist": 2, "signs": 2}.get(data, 4),
+        "padding": {"digits": 0, "mnist": 2, "fashionmnist": 2, "signs": 2}.get(data, 4),
         "flip": data not in ("digits", "mnist", "svhn", "signs"),
     }
 

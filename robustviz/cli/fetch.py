@@ -1,17 +1,16 @@
 """The command `fetch`."""
 
 from pathlib import Path
-from typing import Literal
 
 from robustviz.cli.app import say
-from robustviz.data import DOWNLOADS, torchvision_set
+from robustviz.data import DOWNLOADS, FetchedName, torchvision_set
 
 
-def fetch(name: Literal["cifar10", "svhn", "mnist"], /, *, root: Path = DOWNLOADS) -> None:
+def fetch(name: FetchedName, /, *, root: Path = DOWNLOADS) -> None:
     """Download a data set with torchvision, which shows the progress and verifies the checksums.
 
     Args:
-        name: cifar10 (170 MB), svhn (250 MB) or mnist (12 MB).
+        name: cifar10 (170 MB), cifar100 (169 MB), svhn (250 MB), mnist (12 MB) or fashionmnist (31 MB).
         root: Where to put it; default data/downloads.
     """
     image_set = torchvision_set(name, root, part="all", download=True)

@@ -72,7 +72,7 @@ class Target:
         data = data_name(record, self.data)
         radius = known.epsilon if self.epsilon is None and self.norm in (None, known.norm) else self.epsilon
         threat = usual_threat(data, self.norm or known.norm, radius)
-        test_set = load(data, "test", root=self.root)
+        test_set = load(data, "test", root=self.root, limit=self.images or usual_images)
         if test_set.classes != classes:
             raise ValueError(
                 f"--data {data} has the classes {test_set.classes}, but the network was trained on {classes}"
@@ -82,8 +82,7 @@ class Target:
             raise ValueError(f"--data {data} has images of shape {shape}, but the network was made for {made_for}")
         check_radius(threat, test_set)
         device = usual_device(self.device)
-        chosen = test_set.subset(min(self.images or usual_images, len(test_set))).to(device)
-        return Opened(name, data, record, classifier.to(device), chosen, threat)
+        return Opened(name, data, record, classifier.to(device), test_set.to(device), threat)
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])

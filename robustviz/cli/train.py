@@ -46,7 +46,7 @@ class Opponent:
             with one step from a random start (Wong et al.), five times faster, while PGD watches whether it collapses;
             trades and mart weigh clean against attacked images in their objectives, and attack with PGD.
         epsilon: How far the attacker may go, such as 8/255, on pixels in [0, 1]. Default: 0.15 for digits, 0.3 for
-            mnist, 8/255 otherwise; in l2 1.0, 2.0 and 0.5.
+            mnist, 0.1 for fashionmnist, 8/255 otherwise; in l2 1.0, 2.0, 1.0 and 0.5.
         norm: linf bounds every pixel, l2 the Euclidean length of the change.
         steps: Steps of PGD.
         step_size: Length of a step; default 2.5 * epsilon / steps.
@@ -110,8 +110,9 @@ def train(
     is safe: `--resume` goes on from the last whole epoch and ends with the same weights.
 
     Args:
-        data: digits (embedded), cifar10, svhn, mnist (fetch them first), or a folder of pictures: one subfolder for
-            each class, in subfolders train and test or split by robustviz.
+        data: digits or signs (embedded), cifar10, cifar100, svhn, mnist, fashionmnist (fetch them first), a folder of
+            pictures (one subfolder for each class, in subfolders train and test or split by robustviz), a .npz file or
+            a .csv table.
         model: small_cnn, resnet20, resnet56, resnet110, resnet18 or vgg16.
         defense: Names of defenses.
         trust: Run the code of such a file without asking.

@@ -126,7 +126,7 @@ def load(
     if path.is_file():
         raise ValueError(f"{path} must be a folder of pictures, a .npz or a .csv file")
     known = ", ".join((*EMBEDDED, *TORCHVISION_SETS))
-    raise FileNotFoundError(f"there is no data set, folder or file {data}; known sets are {known}")
+    raise FileNotFoundError(f"there is no data set or folder {data}; known are {known}")
 
 
 def _load_folder(folder: Path, part: Part, fit: Fit, limit: int | None) -> ImageSet:

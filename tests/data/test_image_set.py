@@ -127,7 +127,7 @@ def test_bad_settings_of_a_set(unchecked):
     with pytest.raises(ValueError, match="cifar10, cifar100, svhn, mnist, fashionmnist, got 'imagenet'"):
         torchvision_set("imagenet")
     with pytest.raises(
-        FileNotFoundError, match="imagenet; known sets are digits, signs, cifar10, cifar100, svhn, mnist, fashionmnist"
+        FileNotFoundError, match="imagenet; known are digits, signs, cifar10, cifar100, svhn, mnist, fashionmnist"
     ):
         load("imagenet")
 
