@@ -206,7 +206,7 @@ def _decide(
         rows = attacked.nonzero().squeeze(1)
         images, labels = part.images[rows], part.labels[rows]
         attacks = {} if attack is None else {name: attack}
-        settings: dict[str, Any] = {"batch_size": effort.batch_size, "on_batch": on_batch}
+        settings: dict[str, Any] = {"batch_size": effort.batch_size, "draws": 1, "on_batch": on_batch}
         measured = evaluate(model, images, labels, attacks, generator=seeded(effort.seed), **settings)
         right[rows], distances[rows] = measured.correct[-1, 0], measured.distances[-1]
     return "".join("1" if decision else "0" for decision in right.tolist()), [round(d, 5) for d in distances.tolist()]

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from robustviz.attacks import pgd
 from robustviz.certificate.smoothing import Certificate, Smoothed, votes
-from robustviz.evaluation.table import wilson
+from robustviz.evaluation.shares import wilson
 from robustviz.tensors import check_images, draw_seed, evaluating, seeded
 from robustviz.types import Images, Labels, Threat
 

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Literal
 
 from robustviz.cli.app import Count, Seed, new_file, say
-from robustviz.cli.measure import measure, say_luck
+from robustviz.cli.measure import measure
 from robustviz.cli.target import Target, called, knows_defenses
 from robustviz.distributed import processes
+from robustviz.evaluation import usual_draws
 from robustviz.evaluation.suites import STANDARD, SuiteAttack, ensemble, suite
 from robustviz.tensors import batch_dependent, seeded
 
@@ -29,8 +30,9 @@ def attack_suite(
     """Measure the worst case of a trained network over a suite of attacks, image by image.
 
     Every attack sees only the images that those before it left right, so a row of the table means "up to here" and the
-    last one is the worst case: an upper bound of robust accuracy. Every finished batch is kept on disk: after Ctrl-C
-    or a crash the same command with --resume goes on, to the same figures.
+    last one is the worst case: an upper bound of robust accuracy. A network that answers at random is attacked on all
+    images by every attack, because one unlucky draw is no reason to drop one. Every finished batch is kept on disk:
+    after Ctrl-C or a crash the same command with --resume goes on, to the same figures.
 
     Args:
         target: What is measured.
@@ -68,7 +70,7 @@ def attack_suite(
         suite(model, made, threat, for_defense=adaptive),
         seeded(seed),
         batch_size=batch_size,
-        survivors_only=True,
+        survivors_only=usual_draws(model) == 1,
         fast=fast,
         resume=state,
     )
@@ -79,10 +81,9 @@ def attack_suite(
         )
     processes().wait()
     if processes().first:
-        measured.to_json(out)
+        measured.save(out)
         state.unlink(missing_ok=True)
     say(f"wrote {out}")
-    say_luck(model, test_set, measured, seed)
 
 
 def _claim(out: Path, resume: bool, force: bool) -> Path:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from robustviz.cli.app import Count, Seed, new_file, say
-from robustviz.cli.measure import measure, say_luck
+from robustviz.cli.measure import measure
 from robustviz.cli.target import Target, knows_defenses
 from robustviz.distributed import processes
 from robustviz.evaluation.suites import adaptive_attacks, suite
@@ -61,6 +61,5 @@ def evaluate(
         say("attacks made for its defense are left out: the worst case says nothing about that defense")
     if out is not None:
         if processes().first:
-            measured.to_json(out)
+            measured.save(out)
         say(f"wrote {out}")
-    say_luck(model, opened.images, measured, seed)

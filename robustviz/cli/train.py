@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from robustviz import checkpoints as stored
 from robustviz.cli.app import Radius, Seed, command_line, say, writable
 from robustviz.cli.defense import defenses, defenses_help, options_help, options_of
-from robustviz.cli.measure import measure, say_luck
+from robustviz.cli.measure import measure
 from robustviz.cli.target import check_radius
 from robustviz.data import DOWNLOADS, ImageSet, load
 from robustviz.data.cache import cache_folder
@@ -177,11 +177,11 @@ def train(
             "start": origin,
             **_trained(hardened, chosen, read),
         }
-        _save(weights, hardened, settings, measured, command or command_line())
-        for file in state_files(state) if processes().first else ():
-            file.unlink(missing_ok=True)
+        if processes().first:
+            _save(weights, hardened, settings, measured, command or command_line())
+            for file in state_files(state):
+                file.unlink(missing_ok=True)
         say(f"\n{measured.to_markdown()}")
-        say_luck(hardened.model, test_set, measured, config.seed)
         say(f"\nwrote {weights}; attack it with: {shlex.join(['robustviz', 'evaluate', str(out)])}")
 
 
@@ -250,7 +250,11 @@ def _trained(hardened: Hardened, chosen: list[Defense], read: Mapping[str, Any])
 
 def _save(weights: Path, hardened: Hardened, settings: dict[str, Any], measured: RobustnessTable, command: str) -> None:
     """Write weights and record."""
-    results = {"accuracy": measured.accuracy(), "worst_case": measured.worst_case(), "epochs": describe(hardened.logs)}
+    results = {
+        "accuracy": measured.accuracies(),
+        "worst_case": measured.worst_case(),
+        "epochs": describe(hardened.logs),
+    }
     record = RunRecord("train", settings, results, command=command)
     stored.save(weights, hardened.model, hardened.build, record, force=True)
 

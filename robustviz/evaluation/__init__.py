@@ -1,7 +1,22 @@
 """How often a model is right, clean and under attack: measured image by image."""
 
-from robustviz.evaluation.evaluate import Sweep, evaluate, sweep
+from robustviz.evaluation.answers import usual_draws
+from robustviz.evaluation.evaluate import evaluate
 from robustviz.evaluation.gallery import Gallery
-from robustviz.evaluation.table import CLEAN, RobustnessTable, wilson
+from robustviz.evaluation.shares import bootstrap, wilson
+from robustviz.evaluation.sweep import Sweep, sweep
+from robustviz.evaluation.table import CLEAN, WORST, RobustnessTable, Row
 
-__all__ = ["CLEAN", "Gallery", "RobustnessTable", "Sweep", "evaluate", "sweep", "wilson"]
+__all__ = [
+    "CLEAN",
+    "WORST",
+    "Gallery",
+    "RobustnessTable",
+    "Row",
+    "Sweep",
+    "bootstrap",
+    "evaluate",
+    "sweep",
+    "usual_draws",
+    "wilson",
+]

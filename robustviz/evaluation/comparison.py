@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from robustviz.data import ImageSet
@@ -205,9 +204,5 @@ def _without_threat(value: Any) -> Any:
 
 def _shares(measured: RobustnessTable, contests: Mapping[str, Contest]) -> dict[str, float]:
     """Accuracy under each condition, and image by image under all published and under all attacks."""
-    right = dict(zip(measured.conditions, measured.correct.all(1), strict=True))
-    published = [right[CLEAN], *(right[label] for label, contest in contests.items() if contest.kind == "published")]
-    shares = measured.accuracy()
-    shares[PUBLISHED] = torch.stack(published).all(0).double().mean().item()
-    shares[WORST] = measured.worst_case()
-    return dict(shares)
+    published = [CLEAN, *(label for label, contest in contests.items() if contest.kind == "published")]
+    return measured.accuracies() | {PUBLISHED: measured.worst_case(published), WORST: measured.worst_case()}

@@ -1,26 +1,22 @@
-"""How often a model is right, clean and under attack: one row of decisions for each condition, image by image."""
+"""How often a model is right, clean and under attack: one row of answers for each condition, image by image."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import groupby, islice, product
-from operator import itemgetter
+from collections.abc import Callable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from robustviz.distributed import processes
+from robustviz.evaluation.answers import usual_draws
+from robustviz.evaluation.run import Run
 from robustviz.evaluation.state import Tally
-from robustviz.evaluation.table import CLEAN, RobustnessTable, wilson
+from robustviz.evaluation.table import CLEAN, RobustnessTable
 from robustviz.fingerprint import fingerprint
 from robustviz.networks.folding import Precision, folded
 from robustviz.records import describe
-from robustviz.tensors import batch_dependent, check_images, check_labels, draw_seed, drawing, evaluating, norms, seeded
-from robustviz.types import Attack, Images, Labels, Norm, Threat
-
-__all__ = ["CLEAN", "RobustnessTable", "Sweep", "evaluate", "sweep", "wilson"]
+from robustviz.tensors import batch_dependent, check_images, check_model, draw_seed
+from robustviz.types import Attack, Images, Labels
 
 
 def evaluate(
@@ -31,6 +27,7 @@ def evaluate(
     *,
     batch_size: int = 256,
     repeats: int = 1,
+    draws: int | None = None,
     survivors_only: bool = False,
     fast: bool | Literal["bf16"] = False,
     resume: Path | str | None = None,
@@ -41,7 +38,7 @@ def evaluate(
 
     The noise of a batch depends on the seed, the repeat and the number of the batch alone, so the table does not
     depend on which conditions are asked for or who computes them; with `survivors_only` a condition depends on those
-    before it.
+    before it. What a random model draws to answer does not depend on what the attack has drawn.
 
     Args:
         model: Evaluated in evaluation mode and left as it was.
@@ -49,7 +46,12 @@ def evaluate(
         labels: Their classes.
         attacks: Name of each condition and the attack that makes it, settings fixed with `functools.partial`.
         batch_size: Images at a time. A batch-dependent model answers by these batches, the last one smaller.
-        repeats: How often everything is done, with other noise; for random attacks and models.
+        repeats: How often the attacks are made, with other noise.
+        draws: How often the model answers the attacked images. A random model draws again each time; one that answers
+            jointly is given the images in other batches, of any order, and also the set in which each image is
+            attacked by what the other half of the draws chose for it. None is 1 for a deterministic model and 16 for
+            others. With 1, a random model answers once and a joint one by the batches that were attacked: the worst
+            case of several attacks then counts bad luck.
         survivors_only: Attack only images that every earlier condition left right; the others keep their wrong
             decision and its distance. The worst case is the same and much faster, but a single condition then means
             "up to here".
@@ -57,70 +59,70 @@ def evaluate(
             model's own: an image that fools the copy alone is attacked again on the model. The settings of the table
             hold for each condition on how many images copy and model differed.
         resume: File to keep every finished batch in. If it exists, the evaluation goes on where it stopped, and the
-            table has the same bits as without a stop. A closure among the attacks is known by its name alone.
+            table has the same bits as without a stop. A closure among the attacks is known by its name alone. Beside
+            it, attacked images that are still to be answered are kept, until the evaluation is done.
         generator: Source of the seed; None is a fresh one seeded 0.
         on_batch: Called after every batch with (condition, done, total): images so far and in the end, counted over
             all conditions and repeats.
 
     Raises:
-        ValueError: If images, labels or a setting are out of range, a condition is called `clean`, an attack is
-            targeted, `survivors_only` or `fast` meets a model whose answers depend on the whole batch, or `resume` is
-            a file of another evaluation.
+        TypeError: If the model is not a module, or images or attacked images are not tensors of numbers.
+        ValueError: If images, labels, logits or a setting are out of range, a condition is called `clean`, an attack is
+            targeted or leaves [0, 1] or its threat, `survivors_only` or `fast` is used with a model whose answers
+            depend on the whole batch, `survivors_only` with several draws, or `resume` is a file of another evaluation.
     """
+    check_model(model)
     check_images(images, labels)
-    _check(model, attacks, batch_size=batch_size, repeats=repeats, survivors_only=survivors_only, fast=bool(fast))
+    # Whether it depends on the batch without saying so is asked only where a wrong answer would make figures wrong.
+    joint = batch_dependent(model, images if survivors_only or fast else None)
+    if draws is None:
+        draws = usual_draws(model)
+    _check(attacks, batch_size=batch_size, repeats=repeats, draws=draws)
+    _check_alone(joint, draws, survivors_only=survivors_only, fast=bool(fast))
     settings: dict[str, Any] = {
         "attacks": describe(dict(attacks)),
         "batch_size": batch_size,
         "repeats": repeats,
+        "draws": draws,
         "survivors_only": survivors_only,
         "fast": fast,
         "seed": draw_seed(generator),
     }
-    conditions = (CLEAN, *attacks)
-    known = settings | {"order of attacks": conditions, "attacks": dict(attacks)}
+    known = settings | {"order of attacks": [CLEAN, *attacks], "attacks": dict(attacks)}
     if resume is not None:
         known |= {
             "model": fingerprint(model, dict(attacks)),
             "images": fingerprint(images),
             "labels": fingerprint(labels),
         }
-    tally = Tally(len(conditions), repeats, len(labels), known, resume)
     precision: Precision = "bf16" if fast == "bf16" else "fp32"
     copy = folded(model, precision=precision, images=images[:batch_size]) if fast else None
-    batches = torch.split(torch.arange(len(labels)), batch_size)
-
-    def measured(turn: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Attack a batch: which images, what the model decides, how far they moved, how often the copy differs."""
-        c, repeat, batch = turn
-        rows, attack = batches[batch], attacks[conditions[c]] if c else None
-        if survivors_only and c:
-            rows = tally.inherit(c, repeat, rows, labels.cpu())
-        if not len(rows):
-            return rows, rows, torch.zeros(0), 0
-        part, noise = images[rows], seeded(settings["seed"], repeat, batch)
-        attacked, decided, differing = _decide(model, copy, part, labels[rows], attack, noise)
-        return rows, decided.cpu(), norms((attacked - part).detach(), _norm(attack)).float().cpu(), differing
-
-    turns = islice(product(range(len(conditions)), range(repeats), range(len(batches))), tally.done, None)
-    for c, of_condition in groupby(turns, itemgetter(0)):
-        for (_, repeat, batch), found in processes().work(of_condition, measured):
-            if survivors_only and c:
-                tally.inherit(c, repeat, batches[batch], labels.cpu())
-            tally.add(c, repeat, *found)
-            tally.keep()
+    shape = (1 + len(attacks), repeats, draws, len(labels))
+    tally = Tally(shape, known, resume)
+    run = Run(model, copy, images, labels, attacks, batch_size, draws, joint, survivors_only, settings["seed"], tally)
+    turns = run.turns(repeats)
+    total, done = sum(turn.images for turn in turns), sum(turn.images for turn in turns[: tally.done])
+    if tally.done < len(turns):
+        run.take_up(turns[: tally.done])
+    for _, group in groupby(turns[tally.done :], lambda turn: (turn.kind, turn.condition)):
+        for turn, found in processes().work(group, run.take):
+            run.note(turn, found)
+            done += turn.images
             if on_batch is not None:
-                done = (c * repeats + repeat) * len(labels) + min((batch + 1) * batch_size, len(labels))
-                on_batch(conditions[c], done, len(conditions) * repeats * len(labels))
+                on_batch(turn.condition, done, total)
+    tally.forget_images(turn.place for turn in turns if turn.kind == "attack")
     if fast:
-        settings["differing"] = dict(zip(conditions, tally.differing, strict=True))
-    return RobustnessTable(conditions, labels.cpu(), tally.predictions, tally.distances, settings)
+        settings["differing"] = dict(zip((CLEAN, *attacks), tally.differing, strict=True))
+    predictions = tally.predictions.flatten(1, 2)
+    assembled = tally.assembled if run.assembles else None
+    return RobustnessTable((CLEAN, *attacks), labels.cpu(), predictions, tally.distances, settings, draws, assembled)
 
 
-def _check(model: nn.Module, attacks: Mapping[str, Attack], *, batch_size: int, repeats: int, **alone: bool) -> None:
-    """Refuse what cannot be evaluated; `alone` are settings that need one answer for each image."""
-    if batch_size < 1 or repeats < 1:
-        raise ValueError(f"batch_size and repeats must be >= 1, got {batch_size} and {repeats}")
+def _check(attacks: Mapping[str, Attack], **least: int) -> None:
+    """Refuse settings and attacks that no evaluation can use."""
+    for name, number in least.items():
+        if number < 1:
+            raise ValueError(f"{name} must be >= 1, got {number}")
     if CLEAN in attacks:
         raise ValueError(f"attacks must not be called {CLEAN!r}, which names the condition without attack")
     for name, attack in attacks.items():
@@ -129,110 +131,21 @@ def _check(model: nn.Module, attacks: Mapping[str, Attack], *, batch_size: int, 
                 f"attack {name!r} is targeted at the labels it gets, which are the true ones here and would be helped; "
                 "leave targeted out, or use apgd_targeted, which aims at the other classes"
             )
-    for name, wanted in alone.items():
-        if wanted and batch_dependent(model):
+
+
+def _check_alone(joint: bool, draws: int, *, survivors_only: bool, fast: bool) -> None:
+    """Refuse what needs one answer for each image of a model that has others."""
+    for name, wanted in {"survivors_only": survivors_only, "fast": fast}.items():
+        if wanted and joint:
             raise ValueError(f"{name} must be False for a model whose answers depend on the whole batch")
+    if survivors_only and draws > 1:
+        raise ValueError(
+            f"survivors_only must be False with draws={draws}: one unlucky draw would drop an image; use draws=1 for a "
+            "deterministic model"
+        )
 
 
 def _targeted(attack: Any) -> bool:
     """Whether an attack, or the one it is made of, has the setting `targeted`."""
     settings = getattr(attack, "keywords", {})
     return bool(settings.get("targeted")) or ("attack" in settings and _targeted(settings["attack"]))
-
-
-def _decide(
-    model: nn.Module, copy: nn.Module | None, images: Images, labels: Labels, attack: Attack | None, noise: Generator
-) -> tuple[Images, Labels, int]:
-    """Attack one batch and let the model decide; also count where the fast copy, if there is one, decides otherwise."""
-    if attack is None:
-        return images, _decisions(model, images, labels, noise), 0
-    with evaluating(model):
-        attacked = attack(model if copy is None else copy, images, labels, generator=noise)
-    believed = None if copy is None else _decisions(copy, attacked, labels, noise.clone_state())
-    decided = _decisions(model, attacked, labels, noise)
-    if believed is None:
-        return attacked, decided, 0
-    differing, missed = int((believed != decided).sum()), (believed != labels) & (decided == labels)
-    if missed.any():
-        with evaluating(model):
-            again = attack(model, images[missed], labels[missed], generator=noise)
-        attacked, decided = attacked.clone(), decided.clone()
-        attacked[missed], decided[missed] = again, _decisions(model, again, labels[missed], noise)
-    return attacked, decided, differing
-
-
-def _decisions(model: nn.Module, images: Images, labels: Labels, noise: Generator) -> Labels:
-    """Let the model decide in evaluation mode."""
-    with evaluating(model), drawing(model, noise), torch.no_grad():
-        logits = model(images)
-    check_labels(labels, len(images), logits.shape[1])
-    if logits.isnan().any():
-        raise ValueError("model must return numbers, but its logits contain NaN; did its training diverge?")
-    return logits.argmax(1)
-
-
-def _norm(attack: Attack | None) -> str:
-    """Norm in which an attack's perturbation is measured: that of its threat, else its own, else Euclidean."""
-    settings = describe(attack)
-    while isinstance(settings, dict):
-        if isinstance(settings.get("threat"), dict):
-            return str(settings["threat"]["norm"])
-        if isinstance(settings.get("norm"), str):
-            return str(settings["norm"])
-        settings = settings.get("attack")  # an attack that is made of another one
-    return "l2"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Accuracy of one model under one attack at growing strength.
-
-    Attributes:
-        epsilons: Radii in pixel units, growing; 0 is the clean image.
-        conditions: Name of each radius in the table.
-        table: The decisions.
-    """
-
-    epsilons: tuple[float, ...]
-    conditions: tuple[str, ...]
-    table: RobustnessTable
-
-    def accuracies(self) -> list[float]:
-        """Accuracy at each radius, from 0 to 1."""
-        return [self.table.accuracy(condition) for condition in self.conditions]
-
-    def intervals(self) -> list[tuple[float, float]]:
-        """Wilson's 95 % interval at each radius."""
-        return [self.table.interval(condition) for condition in self.conditions]
-
-
-def sweep(
-    model: nn.Module,
-    images: Images,
-    labels: Labels,
-    attack: Callable[..., Images],
-    epsilons: Sequence[float],
-    *,
-    norm: Norm = "linf",
-    **settings: Any,
-) -> Sweep:
-    """Run one attack at several radii; the other arguments are those of `evaluate`.
-
-    Args:
-        model: Evaluated and left as it was.
-        images: Test images in [0, 1].
-        labels: Their classes.
-        attack: Anything that takes `threat`.
-        epsilons: Radii in pixel units; 0 stands for the clean images.
-        norm: Norm of the radii.
-        **settings: Passed to `evaluate`.
-
-    Raises:
-        ValueError: As in `evaluate`, or if two radii agree in six digits.
-    """
-    radii = sorted(set(epsilons) - {0})
-    attacks = {f"epsilon {radius:.6g}": partial(attack, threat=Threat(norm, radius)) for radius in radii}
-    if len(attacks) < len(radii):
-        raise ValueError(f"epsilons must differ in their first six digits, got {radii}")
-    measured = evaluate(model, images, labels, attacks, **settings)
-    return Sweep((0.0, *radii), measured.conditions, measured)

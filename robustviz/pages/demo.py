@@ -101,7 +101,7 @@ def run_demo(out: Path, *, seed: int = 0, say: Say = lambda message: None) -> tu
     )
     record.save(out / "record.json")
     for name, measured in tables.items():
-        measured.to_json(out / f"{name.split()[0]}.json")
+        measured.save(out / f"{name.split()[0]}.json")
     return page, table(*_rows(tables))
 
 
@@ -132,7 +132,7 @@ def _settings(seed: int) -> dict[str, Any]:
 def _results(networks: Mapping[str, Trained], tables: Mapping[str, RobustnessTable]) -> dict[str, Any]:
     return {
         name: {
-            "accuracy": tables[name].accuracy(),
+            "accuracy": tables[name].accuracies(),
             "worst_case": tables[name].worst_case(),
             "epochs": [asdict(log) for log in networks[name].logs],
         }

@@ -48,7 +48,7 @@ def test_the_standard_suite(says, elsewhere):
     assert shares[-1] == shares[-2]
     (file,) = (elsewhere / "runs").iterdir()
     assert file.name == "digits-pgd-attack-suite.json"
-    table = RobustnessTable.from_json(file.read_text())
+    table = RobustnessTable.load(file)
     assert table.settings["survivors_only"]
     assert f"{table.worst_case():.1%}" == rows(text)[-1][1]
 

@@ -126,7 +126,7 @@ def test_evaluate_uses_what_the_record_says(says, trained, tmp_path):
     assert "on 100 test images of digits, linf, epsilon 0.125" in text
     names = ["condition (100 images)", "clean", "FGSM", "IFGSM-3", "PGD-3", "worst case per image"]
     assert [row[0] for row in cells(text)] == names
-    table = RobustnessTable.from_json((tmp_path / "table.json").read_text())
+    table = RobustnessTable.load(tmp_path / "table.json")
     assert cells(text) == cells(table.to_markdown())
     assert table.settings["attacks"]["PGD-3"]["threat"]["epsilon"] == 0.125
 
@@ -195,7 +195,7 @@ def test_force_replaces(trained, tmp_path):
     assert checkpoints.load(tmp_path / "run")[1].settings["training"]["seed"] == 1
     (tmp_path / "table.json").write_text("old")
     run("evaluate", trained, "--images", "20", "--attacks", "fgsm", "--out", tmp_path / "table.json", "--force")
-    RobustnessTable.from_json((tmp_path / "table.json").read_text())
+    RobustnessTable.load(tmp_path / "table.json")
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_a_record_is_known_inside_its_block_alone():
     with pytest.raises(RuntimeError), registered(MINE):
         raise RuntimeError
     assert known() == DEFENSES
-    with pytest.raises(ValueError, match=r"one of .*cas, wnll, tvm, got 'mine'; one of your own needs `with registered"):
+    with pytest.raises(ValueError, match=r"one of .*cas, wnll, tvm, got 'mine'; one of your own needs `with"):
         named("mine")
 
 

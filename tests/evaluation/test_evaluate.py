@@ -1,6 +1,9 @@
 import copy
+import csv
 import inspect
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 from torch import nn
 
 from robustviz import checkpoints
@@ -48,7 +48,7 @@ THREE = decisions(
 
 
 def test_accuracy_by_hand():
-    assert THREE.accuracy() == {"clean": 0.75, "a": 0.375, "b": 1.0}
+    assert THREE.accuracies() == {"clean": 0.75, "a": 0.375, "b": 1.0}
     assert THREE.accuracy("a") == 0.375
     assert THREE.worst_case() == 0.25
     assert THREE.correct[1].tolist() == [[True, True, False, False], [True, False, False, False]]
@@ -64,7 +64,7 @@ def test_within_counts_long_perturbations_as_failures_of_the_attacker():
     assert once.accuracy("a", within=0.3) == once.accuracy("a", within=0.35) == 0.5
     assert once.accuracy("a", within=0.25) == 0.75
     assert once.accuracy("a", within=0.0) == 1
-    assert once.accuracy(within=0.25) == {"clean": 0.75, "a": 0.75}
+    assert once.accuracies(within=0.25) == {"clean": 0.75, "a": 0.75}
     for table in (THREE, replace(once, settings={"survivors_only": True})):
         with pytest.raises(ValueError, match=r"within=0\.3 needs the length of every attack"):
             table.accuracy("a", within=0.3)
@@ -85,16 +85,6 @@ def test_unknown_condition():
         THREE.spread("c")
 
 
-@settings(deadline=None)
-@given(st.integers(1, 3000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
-def test_wilson_is_that_of_scipy(numbers):
-    right, count = numbers
-    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
-    low, high = wilson(right / count, count)
-    assert low == pytest.approx(expected.low, rel=1e-5, abs=1e-9)
-    assert high == pytest.approx(expected.high, rel=1e-5, abs=1e-9)
-
-
 def test_repeats_do_not_narrow_the_interval():
     once, twice = decisions([[[0, 1, 2, 1]]]), decisions([[[0, 1, 2, 1]] * 2])
     assert once.interval("clean") == twice.interval("clean") == wilson(0.75, 4)
@@ -113,19 +103,20 @@ def test_to_markdown():
 def test_json_round_trip(tmp_path, digits, digits_net):
     images, labels = (part[:40] for part in digits)
     table = evaluate(digits_net, images, labels, {"PGD": partial(pgd, threat=THREAT)}, repeats=2)
-    text = table.to_json(tmp_path / "table.json")
-    assert (tmp_path / "table.json").read_text() == text
-    again = RobustnessTable.from_json(text)
+    file = table.save(tmp_path / "table.json")
+    again = RobustnessTable.load(file)
     for name in ("labels", "predictions", "distances"):
         assert torch.equal(getattr(again, name), getattr(table, name))
     assert (again.conditions, again.settings) == (table.conditions, json.loads(json.dumps(table.settings)))
-    assert again.to_json() == text
+    assert (again.draws, again.assembled) == (1, None)
+    assert again.to_json() == file.read_text() == table.to_json()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{}", '{"conditions": []}', '{"conditions": 1, "labels": "a"}'])
-def test_foreign_json(text):
-    with pytest.raises(ValueError, match="not a robustness table"):
-        RobustnessTable.from_json(text)
+def test_a_foreign_file(text, tmp_path):
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(ValueError, match=r"other\.json is not a robustness table"):
+        RobustnessTable.load(tmp_path / "other.json")
 
 
 def test_evaluate_agrees_with_a_plain_loop(digits, digits_net):
@@ -249,7 +240,7 @@ def test_nobody_survives(digits, digits_net):
         raise AssertionError("no image is left")
 
     table = evaluate(digits_net, images, labels, {"never": never}, survivors_only=True)
-    assert table.accuracy() == {"clean": 0.0, "never": 0.0}
+    assert table.accuracies() == {"clean": 0.0, "never": 0.0}
 
 
 def test_on_batch_counts_to_the_end(digits, digits_net):
@@ -290,12 +281,15 @@ class Stochastic(nn.Module):
         return torch.rand(len(images), 10, generator=draw)
 
 
-def test_a_stochastic_model_draws_anew_in_every_repeat_and_batch(digits):
+def test_a_stochastic_model_draws_again_in_every_repeat_draw_batch_and_condition(digits):
     images, labels = (part[:20] for part in digits)
     model = Stochastic()
-    table = evaluate(model, images, labels, {}, batch_size=10, repeats=2)
-    rows = [tuple(row) for repeat in table.predictions[0].tolist() for row in (repeat[:10], repeat[10:])]
-    assert len(set(rows)) == 4
+    table = evaluate(model, images, labels, {"noise": recorded_noise([])}, batch_size=10, repeats=2, draws=3)
+    answers = table.predictions.flatten(0, 1).tolist()
+    assert len({tuple(part) for answer in answers for part in (answer[:10], answer[10:])}) == 2 * 2 * 3 * 2
+    alone = evaluate(model, images, labels, {}, batch_size=10, repeats=2, draws=3)
+    assert torch.equal(alone.predictions[0], table.predictions[0])
+    assert evaluate(model, images, labels, {}).predictions.shape == (1, 16, 20)
     assert model.generator is None
 
 
@@ -309,8 +303,8 @@ def test_bad_input(unchecked, digits, digits_net):
         (digits_net, images, labels[:9], {}, {}, r"shape \(10,\)"),
         (digits_net, images, labels - 10, {}, {}, "class indices from 0"),
         (digits_net, images, labels + 5, {}, {}, "below the number of classes 10"),
-        (digits_net, images, labels, {}, {"batch_size": 0}, "batch_size and repeats must be >= 1, got 0 and 1"),
-        (digits_net, images, labels, {}, {"repeats": 0}, "batch_size and repeats must be >= 1, got 256 and 0"),
+        (digits_net, images, labels, {}, {"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        (digits_net, images, labels, {}, {"repeats": 0}, "repeats must be >= 1, got 0"),
         (digits_net, images, labels, {"clean": fgsm}, {}, "must not be called 'clean'"),
         (digits_net, images, labels, {"PGD": partial(pgd, steps=0)}, {}, "steps must be finite and >= 1, got 0"),
         (dependent, images, labels, {"FGSM": fgsm}, {"survivors_only": True}, "survivors_only must.* the whole batch"),
@@ -318,6 +312,151 @@ def test_bad_input(unchecked, digits, digits_net):
     ):
         with pytest.raises(ValueError, match=words):
             evaluate(model, bad_images, bad_labels, attacks, **bad_settings)
+
+
+def leaving(model, images, labels, /, *, by, threat=None, generator=None):
+    """An attack that adds a constant and does not look where it ends."""
+    return images + by
+
+
+@pytest.mark.parametrize(
+    ("attack", "error", "words"),
+    [
+        (partial(leaving, by=0.5), ValueError, r"attack 'own': attacked images must lie in \[0, 1\], but reach"),
+        (partial(leaving, by=-1e-2), ValueError, r"attack 'own': attacked images must lie in \[0, 1\], but reach"),
+        (partial(leaving, by=torch.nan), ValueError, r"attack 'own': attacked images must lie in \[0, 1\]"),
+        (lambda *_, generator=None: None, TypeError, "attack 'own': attacked images must be a floating-point tensor"),
+        (lambda m, x, y, generator=None: x[:3], ValueError, r"attack 'own': attacked images must have the shape"),
+        (lambda m, x, y, generator=None: x.mean(1), ValueError, r"attack 'own': attacked images must have the shape"),
+    ],
+)
+def test_own_attacks_keep_to_the_rules(digits, digits_net, attack, error, words):
+    images, labels = (part[:6] for part in digits)
+    for settings in ({}, {"fast": True}, {"draws": 2}):
+        with pytest.raises(error, match=words):
+            evaluate(digits_net, images, labels, {"own": attack}, **settings)
+
+
+def test_own_attacks_keep_to_their_threat(digits, digits_net):
+    images, labels = digits[0][:6] / 2, digits[1][:6]
+    attacks = {"own": partial(leaving, by=0.2, threat=Threat("linf", 0.1))}
+    with pytest.raises(
+        ValueError, match=r"'own': attacked images must lie within linf distance 0\.1 .* one is at 0\.2"
+    ):
+        evaluate(digits_net, images, labels, attacks)
+    around = {"own": partial(against, view=lambda model: model, attack=attacks["own"])}
+    with pytest.raises(ValueError, match=r"'own': attacked images must lie within linf distance 0\.1"):
+        evaluate(digits_net, images, labels, around)
+    for threat in (Threat("linf", 0.2), Threat("l2", 1.7), None):
+        evaluate(digits_net, images, labels, {"own": partial(leaving, by=0.2, threat=threat)})
+
+
+class Says(nn.Module):
+    """Returns whatever a function makes of the images."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images):
+        return self.answer(images)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda x: {"logits": x.flatten(1)}, "got dict; wrap it"),
+        (lambda x: (x.flatten(1),), "got tuple; wrap it"),
+        (lambda x: None, "got NoneType; wrap it"),
+        (lambda x: x.flatten(1)[:, :1], "with one logit z decides between"),
+        (lambda x: x, r"shape \(6, classes\), got \(6, 1, 8, 8\)"),
+        (lambda x: x.flatten(1).long(), "floating-point logits, got torch.int64"),
+        (lambda x: x.flatten(1)[:, :4], "below the number of classes 4"),
+        (lambda x: x.flatten(1) / 0, "its logits contain NaN"),
+    ],
+)
+def test_a_model_must_return_logits(unchecked, digits, answer, words):
+    images, labels = (part[:6] for part in digits)
+    with pytest.raises(ValueError, match=words):
+        evaluate(Says(answer), images, labels, {})
+
+
+def test_a_model_must_be_a_module(unchecked, digits, digits_net):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
+        evaluate(lambda images: digits_net(images), digits[0][:6], digits[1][:6], {})
+
+
+def test_a_model_that_writes_into_its_images_is_given_copies(digits):
+    images, labels = (part[:6].clone() for part in digits)
+    before = images.clone()
+    table = evaluate(
+        Says(lambda x: x.sub_(0.5).flatten(1)), images, labels, {"twice": lambda m, x, y, generator=None: x}
+    )
+    assert torch.equal(images, before)
+    assert torch.equal(table.predictions[0], table.predictions[1])
+
+
+def test_a_model_that_depends_on_the_batch_without_saying_so_is_found(digits):
+    images, labels = (part[:6] for part in digits)
+    crowd = Says(lambda x: x.flatten(1) - x.flatten(1).mean(0))
+    for setting in ("survivors_only", "fast"):
+        with pytest.raises(ValueError, match=f"{setting} must be False for a model whose answers depend on the whole"):
+            evaluate(crowd, images, labels, {"FGSM": fgsm}, **{setting: True})
+
+
+# Out again.
+
+
+def test_rows_are_what_the_methods_give():
+    rows = THREE.rows()
+    assert [row.condition for row in rows] == ["clean", "a", "b", "worst case per image"]
+    assert [row.accuracy for row in rows] == [0.75, 0.375, 1.0, 0.25]
+    assert [(row.low, row.high) for row in rows] == [wilson(share, 4) for share in (0.75, 0.375, 1.0, 0.25)]
+    assert [row.distance for row in rows] == pytest.approx([0.0, 0.2, 0.0, None])
+
+
+AWKWARD = ('a, "b"', "50% & more", "x_1\\^2 ~ {$#}")
+
+
+def awkward():
+    labels = torch.tensor([0, 1, 2, 0])
+    predictions = torch.stack([labels, labels.roll(1), labels * 0, labels])[:, None]
+    return RobustnessTable(("clean", *AWKWARD), labels, predictions, torch.full((4, 4), 1 / 3), {})
+
+
+def test_to_csv_is_read_back_by_another_reader():
+    table = awkward()
+    lines = list(csv.DictReader(io.StringIO(table.to_csv())))
+    assert [line["condition"] for line in lines] == ["clean", *AWKWARD, "worst case per image"]
+    for line, row in zip(lines, table.rows(), strict=True):
+        assert [float(line[key]) for key in ("accuracy", "low", "high")] == [row.accuracy, row.low, row.high]
+        assert line["distance"] == ("" if row.distance is None else str(row.distance))
+    assert "\r" not in table.to_csv()
+
+
+def test_to_latex_has_the_structure_of_a_tabular():
+    table = awkward()
+    lines = table.to_latex().splitlines()
+    assert lines[:2] == [r"\begin{tabular}{lrrr}", r"\toprule"]
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    assert lines[3] == r"\midrule"
+    body = [line for line in lines if line.endswith(r" \\")]
+    assert len(body) == len(lines) - 5 == 6
+    for line in body:
+        content = line.removesuffix(r" \\")
+        plain = re.sub(r"\\text(backslash|asciitilde|asciicircum)\{\}|\\[&%$#_{}]", "", content)
+        assert len(plain.split(" & ")) == 4
+        assert not set(plain.replace(" & ", "")) & set("\\&%$#_{}~^")
+    assert body[1].startswith(r"clean & 100.0\% & ")
+    assert body[4].startswith(r"x\_1\textbackslash{}\textasciicircum{}2 \textasciitilde{} \{\$\#\} & ")
+
+
+def test_every_form_has_the_same_figures():
+    table = awkward()
+    for row, line in zip(table.rows(), table.to_markdown().split("\n")[2:], strict=True):
+        assert f" {row.accuracy:.1%} |" in line
+        assert f" {row.low:.1%} - {row.high:.1%} |" in line
+        assert f"{row.accuracy:.1%}".replace("%", r"\%") in table.to_latex()
 
 
 # An evaluation that goes on after a stop.
@@ -474,7 +613,7 @@ def test_an_evaluation_of_another_purifier_is_refused(digits, digits_net, tmp_pa
     settings = {"batch_size": 10, "resume": tmp_path / "state.json"}
     with pytest.raises(Stopped):
         evaluate(nn.Sequential(first, digits_net), images, labels, {}, on_batch=stopping(1), **settings)
-    with pytest.raises(ValueError, match="another model;"):
+    with pytest.raises(ValueError, match=r"another (draws and )?model;"):
         evaluate(nn.Sequential(other, digits_net), images, labels, {}, **settings)
     evaluate(nn.Sequential(copy.deepcopy(first), digits_net), images, labels, {}, **settings)
 

@@ -171,7 +171,6 @@ def test_train_and_evaluate_behind_tvm(says, tmp_path, monkeypatch):
     found = says("evaluate", folder, "--images", "10", "--attacks", "fgsm", "--no-adaptive")
     assert "FGSM, as published" in found
     assert "BPDA" not in found
-    assert "are right in all of 2 draws. A part of the worst case is luck." in found
 
 
 def test_compare_runs_the_comparison_of_tvm(says, monkeypatch, tmp_path):
@@ -215,9 +214,8 @@ def test_attacks_that_know_of_the_purifier_are_stronger(shipped):
     test_set = digits("test")
     contests = tvm.tvm_contests(steps=10, averaged_steps=10, draws=10)
     attacks = {name: contest.at(usual_threat("digits")).attack for name, contest in contests.items()}
-    accuracy = evaluate(shipped[1], test_set.images, test_set.labels, attacks).accuracy()
+    accuracy = evaluate(shipped[1], test_set.images, test_set.labels, attacks).accuracies()
     assert accuracy["clean"] > 0.75
-    # One mask decides on an image, which is luck for a few of them: so all test images are asked.
     assert accuracy["BPDA"] <= accuracy["naive"] + 0.05
     assert accuracy["BPDA + EOT"] < min(accuracy["BPDA"], accuracy["naive"])
     assert accuracy["unrolled gradient"] < accuracy["clean"] - 0.15
@@ -253,8 +251,6 @@ def test_compare_tvm_gives_a_table_that_can_be_stored(quick, tmp_path):
     assert [len(found.attacks(name)) for name in found.networks] == [2, 4, 2, 4, 6]
     assert found.epsilons == [0.15]
     assert found.settings["tvm"]["keep"] == 0.5
-    assert list(found.remarks)[1] == "both: clean, right under all of 5 masks"
-    assert found.remarks["both: clean, right under all of 5 masks"][0] <= found.mean("both", 0.15, "clean")
     assert Comparison.load(found.save(tmp_path / "tvm.json")) == found
 
 
