@@ -7,12 +7,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustviz.features import FeatureSnapshot
-from robustviz.geometry.separation import distance_ratio, margins, neighbor_agreement
+from robustviz.geometry.separation import margins
+from robustviz.geometry.surroundings import ratio_and_agreement
 from robustviz.geometry.trajectories import Trajectory
 
 
 @dataclass(frozen=True)
-class Course:
+class Curves:
     """The numbers of one attack at every stage of a trajectory.
 
     Attributes:
@@ -34,28 +35,36 @@ class Course:
     margin: Float[Tensor, "e 3"]
 
 
-def course(reference: FeatureSnapshot, trajectory: Trajectory, model: nn.Module, *, batch_size: int = 256) -> Course:
+def curves(reference: FeatureSnapshot, trajectory: Trajectory, model: nn.Module, *, batch_size: int = 256) -> Curves:
     """Compute the numbers at every stage of a trajectory.
 
     Args:
         reference: Clean training features of the same layer.
-        trajectory: As traced.
-        model: That the trajectory was traced on.
+        trajectory: Images and features at every stage of the attack.
+        model: Network that the trajectory was traced on.
         batch_size: Images in one forward pass.
 
     Raises:
         ValueError: If the layers differ or a value is not finite.
     """
-    taken = [trajectory.snapshot(stage) for stage in range(len(trajectory.stages))]
+    stages, images = trajectory.values.shape[:2]
+    every = FeatureSnapshot(
+        trajectory.layer,
+        trajectory.condition,
+        trajectory.values.flatten(0, 1),
+        trajectory.labels.repeat(stages),
+        trajectory.predictions.flatten(),
+        trajectory.indices.repeat(stages),
+    )
+    distance, agreement = (part.cpu().view(stages, images) for part in ratio_and_agreement(reference, every))
     quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    distance = [distance_ratio(reference, part).cpu().quantile(quarters) for part in taken]
     margin = [margins(model, images, trajectory.labels, batch_size=batch_size) for images in trajectory.images]
-    return Course(
+    return Curves(
         trajectory.condition,
         trajectory.unit,
         trajectory.stages,
         (trajectory.predictions == trajectory.labels).double().mean(1).cpu(),
-        torch.stack([neighbor_agreement(reference, part).mean() for part in taken]).cpu(),
-        torch.stack(distance),
+        agreement.mean(1),
+        distance.quantile(quarters, dim=1).T,
         torch.stack([part.cpu().quantile(quarters) for part in margin]),
     )

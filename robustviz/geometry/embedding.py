@@ -50,7 +50,7 @@ class Embedding:
 
     Attributes:
         method: "umap" or "pca".
-        seed: Of the fit; PCA has no use for it.
+        seed: Seed of the fit; PCA has no use for it.
         reference: The clean training features that the map was fitted on.
         coordinates: Where they lie, float64.
         axes: PCA only: the two unit vectors that are projected on, largest variance first.
@@ -96,7 +96,7 @@ class Embedding:
     def lift(self, points: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch k"]:
         """Go back from the map to features: the distance-weighted mean of the features of the 15 nearest points there.
 
-        A PCA map adds what then lacks along its axes, so that `place(lift(points))` gives the points again.
+        A PCA map adds what is then missing along its axes, so that `place(lift(points))` returns the points.
         """
         flat = points.reshape(-1, 2).double()
         lifted = _weighted_mean(flat, self.coordinates, self.reference.values.double())
@@ -105,7 +105,7 @@ class Embedding:
         return lifted.reshape(*points.shape[:-1], lifted.shape[1])
 
     def extended(self, records: Sequence[Featured]) -> "Embedding":
-        """Return a map that also holds these records, where `place` puts them; this is how a loaded map goes on.
+        """Return a map that also holds these records, where `place` puts them; so a loaded map can take more.
 
         Raises:
             ValueError: If a record is of another layer or its condition is there already.
@@ -158,7 +158,7 @@ def embed(
         records: Snapshots or trajectories of the same layer, each with a condition of its own.
         method: "umap" keeps neighborhoods (its first import after an installation compiles for about 20 s); "pca"
             projects on the two directions of largest variance.
-        seed: Of UMAP, from 0 to 2**32 - 1. The same seed gives the same map on one machine, bit for bit.
+        seed: Seed of UMAP, from 0 to 2**32 - 1. The same seed gives the same map on one machine, bit for bit.
 
     Raises:
         ValueError: If the method is unknown or the seed out of range; if the reference has too few points or channels,

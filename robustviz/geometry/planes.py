@@ -38,11 +38,11 @@ class DecisionPlane:
 def image_plane(
     model: nn.Module, images: Images, names: tuple[str, str, str], *, resolution: int = 81, batch_size: int = 512
 ) -> DecisionPlane:
-    """Ask a model about every point of the plane through three images, such as a clean one and two attacked ones.
+    """Classify every point of the plane through three images, such as a clean one and two attacked ones.
 
     The first image is the origin and the second lies on the horizontal axis; distances in the plane are Euclidean
     distances between images. Points are clipped to [0, 1], as every image is. A model whose answers depend on the
-    batch is asked about one point at a time.
+    batch gets one point at a time.
 
     Args:
         model: Any network; left as it was.
@@ -82,13 +82,13 @@ def image_plane(
 def map_regions(
     head: nn.Module, embedding: Embedding, *, resolution: int = 81, batch_size: int = 2048
 ) -> DecisionPlane:
-    """Ask the head of a network what it decides over a map of the features it sees.
+    """Classify every point of a map of features, by the head that they are the input of.
 
     Each point of the map is lifted to features first (`Embedding.lift`). A map cannot show all boundaries of a space
     with many dimensions: `faithfulness` tells how often it is right.
 
     Args:
-        head: Takes the features that the map was fitted on; a WNLL head is asked about one point at a time.
+        head: Layer on the features that the map was fitted on; a WNLL head gets one point at a time.
         embedding: The map.
         resolution: Points along each axis.
         batch_size: Points in one forward pass.

@@ -11,51 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustviz.features import FeatureSnapshot
-from robustviz.neighbors import nearest
+from robustviz.geometry.surroundings import check_finite, ratio_and_agreement
 from robustviz.objectives import logit_margin
 from robustviz.tensors import check_images, evaluating
 from robustviz.types import Images, Labels, Logits, PerImage
-
-
-def distance_ratio(reference: FeatureSnapshot, snapshot: FeatureSnapshot, *, neighbors: int = 15) -> PerImage:
-    """How far each image is from the data: 1 is usual for training images, 10 is ten times as far.
-
-    The distance of its features to their k-th nearest clean training feature, divided by the median of the same
-    distance among the training features, where none is its own neighbor.
-
-    Args:
-        reference: Clean training features.
-        snapshot: Features of the images asked about.
-        neighbors: k, below the number of training features.
-
-    Raises:
-        ValueError: If k is out of range, the layers differ, or more than half of the training features have k
-            duplicates, so that the median is 0.
-
-    Source: Ramaswamy, Rastogi & Shim, "Efficient algorithms for mining outliers from large data sets", 2000; for
-    features of networks Sun et al., "Out-of-distribution detection with deep nearest neighbors", arXiv 2204.06507.
-    """
-    _check(reference, snapshot, neighbors)
-    values = reference.values.double()
-    usual = nearest(values, values, neighbors, itself=True).squared[:, -1].sqrt().median()
-    if not usual:
-        raise ValueError(
-            f"reference must vary, but most of its features have {neighbors} duplicates; take more neighbors"
-        )
-    return nearest(snapshot.values.double(), values, neighbors).squared[:, -1].sqrt() / usual
-
-
-def neighbor_agreement(reference: FeatureSnapshot, snapshot: FeatureSnapshot, *, neighbors: int = 15) -> PerImage:
-    """Share of the k nearest clean training features that are of the image's true class, 0 to 1.
-
-    Arguments and errors are those of `distance_ratio`.
-
-    Source: Cover & Hart, "Nearest neighbor pattern classification", 1967; as a reading of networks Papernot &
-    McDaniel, "Deep k-nearest neighbors", arXiv 1803.04765.
-    """
-    _check(reference, snapshot, neighbors)
-    found = nearest(snapshot.values.double(), reference.values.double(), neighbors)
-    return (reference.labels[found.indices] == snapshot.labels[:, None]).double().mean(1)
 
 
 def probability_margins(logits: Logits, labels: Labels) -> PerImage:
@@ -220,17 +179,18 @@ def separation(
         reference: Clean training features.
         clean: Clean test features.
         snapshot: Features of the same test images under the condition; may be `clean` itself.
-        margin: Of the images under the condition, as `margins` gives it.
+        margin: Margins of the images under the condition, see `margins`.
 
     Raises:
         ValueError: If the snapshots do not match or cannot be compared.
     """
     shifts = centroid_shifts(clean, snapshot)
+    distance, agreement = ratio_and_agreement(reference, snapshot)
     return Separation(
         condition=snapshot.condition,
         accuracy=(snapshot.predictions == snapshot.labels).double().mean().item(),
-        distance=distance_ratio(reference, snapshot).median().item(),
-        agreement=neighbor_agreement(reference, snapshot).mean().item(),
+        distance=distance.median().item(),
+        agreement=agreement.mean().item(),
         margin=margin.median().item(),
         scatter=scatter_ratio(snapshot),
         silhouette=silhouette(snapshot),
@@ -255,29 +215,12 @@ def _classes(snapshot: FeatureSnapshot) -> tuple[Float[Tensor, "n k"], Labels]:
     labels = torch.unique(snapshot.labels, return_inverse=True)[1]
     if not len(labels) or int(labels.max()) < 1:
         raise ValueError("snapshot must hold images of at least two classes")
-    _check_finite(snapshot)
+    check_finite(snapshot)
     return snapshot.values.double(), labels
-
-
-def _check(reference: FeatureSnapshot, snapshot: FeatureSnapshot, neighbors: int) -> None:
-    if not 1 <= neighbors < len(reference.values):
-        raise ValueError(f"neighbors must be from 1 to {len(reference.values) - 1}, got {neighbors}")
-    if reference.layer != snapshot.layer or reference.values.shape[1] != snapshot.values.shape[1]:
-        raise ValueError(
-            f"snapshot must be of layer {reference.layer} with {reference.values.shape[1]} channels, as the reference, "
-            f"got {snapshot.layer} with {snapshot.values.shape[1]}"
-        )
-    for part in (reference, snapshot):
-        _check_finite(part)
 
 
 def _check_match(first: FeatureSnapshot, second: FeatureSnapshot) -> None:
     if not (torch.equal(first.indices, second.indices) and torch.equal(first.labels, second.labels)):
         raise ValueError("snapshots must be of the same images in the same order, got different indices or labels")
     for part in (first, second):
-        _check_finite(part)
-
-
-def _check_finite(snapshot: FeatureSnapshot) -> None:
-    if wrong := int((~snapshot.values.isfinite()).sum()):
-        raise ValueError(f"features of {snapshot.condition} must be finite, but {wrong} of them are not")
+        check_finite(part)

@@ -1,4 +1,4 @@
-"""The way an attack moves images through feature space: over a sweep of its strength, or over its steps."""
+"""How an attack moves images through feature space: over a sweep of its strength, or over its steps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -97,7 +97,7 @@ def trace_strengths(
 ) -> Trajectory:
     """Attack images at growing strength and keep their features at one layer.
 
-    A batch has the same noise at every strength, so that a way is not blurred by random starts.
+    A batch has the same noise at every strength, so that a path is not blurred by random starts.
 
     Args:
         model: Any network; left as it was.
@@ -188,7 +188,7 @@ def trace_steps(
             raise ValueError(f"attack must report the steps of one restart, got {len(steps)} steps of several or none")
         visited.append({step.step: step.images.detach() for step in steps})
     stages = sorted(set().union(*visited))
-    found = [torch.cat([way[max(step for step in way if step <= stage)] for way in visited]) for stage in stages]
+    found = [torch.cat([path[max(step for step in path if step <= stage)] for path in visited]) for stage in stages]
     settings: dict[str, Any] = {"layer": layer, "condition": condition, "batch_size": batch_size}
     return _joined(
         "step",

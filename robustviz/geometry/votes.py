@@ -18,7 +18,7 @@ from robustviz.types import Images, Labels
 
 @dataclass(frozen=True)
 class Ballot:
-    """How the template votes about one image that is asked alone.
+    """How the template votes about one image that is classified on its own.
 
     Attributes:
         condition: What was done to the image.
@@ -56,7 +56,7 @@ def ballot(
     condition: str,
     count: int = 8,
 ) -> Ballot:
-    """Ask a network with a WNLL head which template images decide about one image.
+    """Find the template images that decide about one image, in a network with a WNLL head.
 
     Args:
         model: With a `WNLLHead`; left as it was.
@@ -64,7 +64,7 @@ def ballot(
         image: The image, in [0, 1].
         label: Its true class.
         condition: What was done to it.
-        count: Name at most so many voters; those without weight are left out.
+        count: Maximum number of voters; those without weight are left out.
 
     Raises:
         ValueError: If the head is another one, the image set does not fit the template, or count is below 1.

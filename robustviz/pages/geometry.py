@@ -10,7 +10,7 @@ from robustviz import checkpoints
 from robustviz.data import digits, stratified
 from robustviz.features import FeatureSnapshot
 from robustviz.geometry import (
-    Course,
+    Curves,
     Embedding,
     Separation,
     Trajectory,
@@ -23,7 +23,7 @@ from robustviz.geometry import (
 )
 from robustviz.pages.closeup import votes_section
 from robustviz.pages.report import Grid, Picture, Section
-from robustviz.plots import MapView, plot_course, plot_map, plot_maps, plot_trajectories
+from robustviz.plots import MapView, plot_curves, plot_map, plot_maps, plot_trajectories
 from robustviz.presets import usual_threat
 from robustviz.studies.geometry import CLEAN, PUBLISHED, SOFTMAX, STRONGEST, WNLL, Pair, Studied, study_pair
 from robustviz.tensors import seeded
@@ -126,7 +126,7 @@ def ways_section(pair: Pair, maps: Mapping[str, Embedding]) -> Section:
 
 def numbers_section(pair: Pair, numbers: Mapping[str, Any]) -> Section:
     """Show the numbers beside the maps: against strength, and as a table at the threat."""
-    courses = [relabelled for studied in (pair.softmax, pair.wnll) for relabelled in _named_courses(studied)]
+    curves = [relabelled for studied in (pair.softmax, pair.wnll) for relabelled in _named_curves(studied)]
     sentence = (
         f"Right decisions, distance to the data and margin against attack strength, {len(pair.test_set)} test images."
     )
@@ -140,7 +140,7 @@ def numbers_section(pair: Pair, numbers: Mapping[str, Any]) -> Section:
             "scatter inside the classes. Silhouette: from -1 to 1, near 0 classes touch. Centroid shift: how far the attack carries the class "
             "means, in units of the classes' own spread. Distance and margin are medians, the shift and the neighbors means.",
         ],
-        [Picture.of("course", plot_course(courses), sentence, f"{sentence} Bands hold the middle half of the images.")],
+        [Picture.of("curves", plot_curves(curves), sentence, f"{sentence} Bands hold the middle half of the images.")],
         [
             Grid(*separation_rows([Separation(**row) for row in numbers["conditions"]])),
             Grid(["images", "decided differently by the two networks"], differ),
@@ -148,9 +148,9 @@ def numbers_section(pair: Pair, numbers: Mapping[str, Any]) -> Section:
     )
 
 
-def _named_courses(studied: Studied) -> list[Course]:
-    """The courses of a network under its name, for a legend."""
-    return [replace(c, condition=f"{studied.name}, {name}") for name, c in studied.courses.items()]
+def _named_curves(studied: Studied) -> list[Curves]:
+    """The curves of a network under its name, for a legend."""
+    return [replace(c, condition=f"{studied.name}, {name}") for name, c in studied.curves.items()]
 
 
 def numbers_of(pair: Pair, maps: Mapping[str, Embedding]) -> dict[str, Any]:

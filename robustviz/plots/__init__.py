@@ -2,7 +2,7 @@
 
 from robustviz.plots.accuracy import plot_accuracy, plot_comparison
 from robustviz.plots.channels import plot_frequency, plot_magnitude, plot_panels
-from robustviz.plots.decisions import plot_course, plot_plane, plot_votes
+from robustviz.plots.decisions import plot_curves, plot_plane, plot_votes
 from robustviz.plots.gallery import Purified, plot_gallery, plot_purified
 from robustviz.plots.maps import MapView, plot_map, plot_maps, plot_paths, plot_trajectories
 from robustviz.plots.strengths import plot_strengths
@@ -19,7 +19,7 @@ __all__ = [
     "new_axes",
     "plot_accuracy",
     "plot_comparison",
-    "plot_course",
+    "plot_curves",
     "plot_frequency",
     "plot_gallery",
     "plot_magnitude",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from robustviz.geometry import Ballot, Course, DecisionPlane
+from robustviz.geometry import Ballot, Curves, DecisionPlane
 from robustviz.plots.maps import paint_decisions
 from robustviz.plots.names import HALO
 from robustviz.plots.style import COLORS, caption, class_color, judge, new_axes, show_picture, styled
@@ -77,38 +77,38 @@ def plot_votes(ballots: Sequence[Ballot], classes: Sequence[str]) -> Figure:
 
 
 @styled
-def plot_course(courses: Sequence[Course], *, figure: Figure | None = None) -> Figure:
+def plot_curves(curves: Sequence[Curves], *, figure: Figure | None = None) -> Figure:
     """Draw the numbers beside the map against the strength (or the steps) of attacks, up to four of them.
 
     From left to right: the share of right decisions with the share of same-class neighbors, the distance to the data,
     and the margin. Bands hold the middle half of the images.
 
     Args:
-        courses: Curves in the same unit.
+        curves: Curves in the same unit.
         figure: Where to draw; None makes one.
     """
     figure = Figure(figsize=(10.6, 3.8)) if figure is None else figure
     decided, distance, margin = figure.subplots(1, 3)
     lines: tuple[Any, ...] = ("-", "--", ":", "-.")
-    for course, color, line in zip(courses, COLORS, lines, strict=False):
-        decided.plot(course.stages, 100 * course.accuracy, color=color, linestyle=line)
-        decided.plot(course.stages, 100 * course.agreement, color=color, linestyle=line, marker="s", markersize=3.5)
-        for ax, quartiles in ((distance, course.distance), (margin, course.margin)):
+    for one, color, line in zip(curves, COLORS, lines, strict=False):
+        decided.plot(one.stages, 100 * one.accuracy, color=color, linestyle=line)
+        decided.plot(one.stages, 100 * one.agreement, color=color, linestyle=line, marker="s", markersize=3.5)
+        for ax, quartiles in ((distance, one.distance), (margin, one.margin)):
             low, middle, high = quartiles.T.numpy()
-            ax.fill_between(course.stages, low, high, color=color, alpha=0.15, linewidth=0)
-            ax.plot(course.stages, middle, color=color, linestyle=line)
+            ax.fill_between(one.stages, low, high, color=color, alpha=0.15, linewidth=0)
+            ax.plot(one.stages, middle, color=color, linestyle=line)
     decided.set(ylabel="images and neighbors (%)", ylim=(-3, 103))
     distance.axhline(1, color="0.35", linewidth=1, linestyle=":")
     distance.set(ylabel="distance to the data\n(1 = median of training images)")
     distance.set_ylim(bottom=0)
     margin.axhline(0, color="0.35", linewidth=1, linestyle=":")
     margin.set(ylabel="margin (probability of the true\nclass - best other)", ylim=(-1.05, 1.05))
-    unit = "attack strength epsilon" if courses[0].unit == "epsilon" else "step of the attack"
+    unit = "attack strength epsilon" if curves[0].unit == "epsilon" else "step of the attack"
     for ax in (decided, distance, margin):
         ax.set_xlabel(unit)
     entries = [
-        Line2D([], [], color=color, linestyle=line, label=course.condition)
-        for course, color, line in zip(courses, COLORS, lines, strict=False)
+        Line2D([], [], color=color, linestyle=line, label=one.condition)
+        for one, color, line in zip(curves, COLORS, lines, strict=False)
     ]
     entries.append(Line2D([], [], color="0.35", marker="s", markersize=3.5, label="left: same-class neighbors"))
     figure.legend(handles=entries, loc="outside upper left", ncols=3, handlelength=2.4)

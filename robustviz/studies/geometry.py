@@ -14,11 +14,11 @@ from robustviz.defenses.wnll.record import linear_beside
 from robustviz.evaluation.suites import contests, published_name
 from robustviz.features import FeatureSnapshot, snapshot
 from robustviz.geometry import (
-    Course,
+    Curves,
     Embedding,
     Method,
     Trajectory,
-    course,
+    curves,
     decisions_differ,
     embed,
     margins,
@@ -65,7 +65,7 @@ class Studied:
         ground: Features of the template of a WNLL head, None for another head.
         conditions: By name: clean, published attack, adaptive attack.
         ways: The same attacks over their strength, by name.
-        courses: The numbers along each way.
+        curves: The numbers along each way.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Studied:
     ground: FeatureSnapshot | None
     conditions: Mapping[str, Condition]
     ways: Mapping[str, Trajectory]
-    courses: Mapping[str, Course]
+    curves: Mapping[str, Curves]
 
     def mapped(self, method: Method, seed: int) -> Embedding:
         """Fit a map on the reference and put conditions, template and ways on it, in one pass.
@@ -207,8 +207,8 @@ def study(
         )
         for condition in (PUBLISHED, STRONGEST)
     }
-    courses = {condition: course(reference, way, model) for condition, way in ways.items()}
-    return Studied(name, model, reference, ground, conditions, ways, courses)
+    along = {condition: curves(reference, way, model) for condition, way in ways.items()}
+    return Studied(name, model, reference, ground, conditions, ways, along)
 
 
 def study_pair(

@@ -47,7 +47,7 @@ def out(tmp_path_factory):
 
 
 def test_every_figure_and_number_is_written(out):
-    figures = {"heads", "ways-pca", "course", "plane-softmax", "plane-wnll", "votes"}
+    figures = {"heads", "ways-pca", "curves", "plane-softmax", "plane-wnll", "votes"}
     assert {file.stem for file in out.glob("*.png")} == figures
     page = (out / "index.html").read_text()
     assert page.count("<img") == len(figures)

@@ -7,7 +7,7 @@ import torch
 
 from robustviz.attacks import Step, ifgsm, pgd
 from robustviz.features import recording
-from robustviz.geometry import Trajectory, course, distance_ratio, margins, trace_steps, trace_strengths
+from robustviz.geometry import Trajectory, curves, distance_ratio, margins, trace_steps, trace_strengths
 from robustviz.tensors import norms, seeded
 from robustviz.types import Threat
 
@@ -102,10 +102,10 @@ def test_images_of_an_attack_that_stops_early_stay_where_they_are(digits_net, so
     assert torch.equal(way.images[2][16:], few[0][16:] * 0.9)
 
 
-def test_course_holds_the_numbers_of_every_stage(way, digits_net, digits):
+def test_curves_hold_the_numbers_of_every_stage(way, digits_net, digits):
     images, labels = digits[0][200:400], digits[1][200:400]
     reference = trace_strengths(digits_net, images, labels, pgd, [], layer=LAYER, condition="training").snapshot(0)
-    found = course(reference, way, digits_net)
+    found = curves(reference, way, digits_net)
     assert (found.stages, found.unit, found.condition) == (way.stages, "epsilon", "PGD")
     for stage in range(3):
         snapshot = way.snapshot(stage)

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from robustviz.features import FeatureSnapshot
-from robustviz.geometry import Ballot, Course, DecisionPlane, Trajectory, embed, map_regions
+from robustviz.geometry import Ballot, Curves, DecisionPlane, Trajectory, embed, map_regions
 from robustviz.plots import (
     MapView,
     class_color,
     new_axes,
-    plot_course,
+    plot_curves,
     plot_map,
     plot_maps,
     plot_paths,
@@ -239,13 +239,13 @@ def test_votes_show_image_voters_and_which_class_they_are_for():
 
 def test_course_draws_what_was_measured():
     quartiles = torch.tensor([[0.5, 1.0, 1.5], [1.0, 2.0, 2.5]]).double()
-    courses = [
-        Course(
+    curves = [
+        Curves(
             name, "epsilon", (0.0, 0.1), torch.tensor([1.0, 0.5]), torch.tensor([0.9, 0.4]), quartiles, -quartiles / 3
         )
         for name in ("softmax, published attack", "softmax, adaptive attack", "WNLL, published attack", "WNLL, x")
     ]
-    figure = plot_course(courses)
+    figure = plot_curves(curves)
     decided, distance, margin = figure.axes
     np.testing.assert_allclose(decided.lines[0].get_ydata(), [100, 50])
     np.testing.assert_allclose(decided.lines[1].get_ydata(), [90, 40])
