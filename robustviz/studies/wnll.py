@@ -56,7 +56,7 @@ def other_templates(
         generator: Of the draw and of the attack.
     """
     head: Any = model.head
-    size = min(len(head.template), len(image_set) // templates)
+    size = min(len(head.template) // head.templates, len(image_set) // templates)
     generator = seeded(0) if generator is None else generator
     view = wnll_classifier(model, image_set, size=size, templates=templates, generator=generator)
     return attack(view, images, labels, generator=generator)

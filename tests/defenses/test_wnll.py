@@ -18,7 +18,7 @@ from robustviz.defenses import (
     wnll_classifier,
     wnll_objective,
 )
-from robustviz.defenses.wnll import balanced
+from robustviz.defenses.wnll import balanced, template_sizes
 from robustviz.models import Classifier, Normalize
 from robustviz.tensors import batch_dependent, seeded
 from robustviz.training import TrainConfig, train
@@ -238,6 +238,30 @@ def test_classifier_from_a_trained_one(classifier, image_set, templates):
         classifier.body[0].weight.mul_(-1)
         refresh_template(model, image_set)
         torch.testing.assert_close(head.template, classifier.features(image_set.images[head.template_indices]))
+
+
+@pytest.mark.parametrize(
+    ("images", "given", "wanted"),
+    [
+        (60, {}, (60, 1)),
+        (4999, {}, (4999, 1)),
+        (9999, {}, (5000, 1)),
+        (12_000, {}, (5000, 2)),
+        (50_000, {}, (5000, 3)),
+        (50_000, {"size": 300}, (300, 1)),
+        (50_000, {"templates": 5}, (5000, 5)),
+        (12_000, {"templates": 3}, (4000, 3)),
+    ],
+)
+def test_templates_are_large_by_default_and_several_where_there_are_images(images, given, wanted):
+    pictures = ImageSet(
+        torch.rand(images, 1, 1, 2, generator=seeded(0)), torch.arange(images) % 3, ("a", "b", "c"), "x"
+    )
+    plain = Classifier(nn.Flatten(), nn.Linear(2, 3), normalize=Normalize(0.5, 0.25))
+    head = wnll_classifier(plain, pictures, **given).head
+    assert (len(head.template) // head.templates, head.templates) == wanted
+    if not given:
+        assert template_sizes(images) == wanted
 
 
 def test_template_too_small_or_without_a_class(classifier, image_set):

@@ -39,6 +39,7 @@ from robustviz.defenses.wnll.network import (
     features_of,
     only_buffer_trains,
     refresh_template,
+    template_sizes,
     wnll_classifier,
     wnll_objective,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "interpolate",
     "only_buffer_trains",
     "refresh_template",
+    "template_sizes",
     "wnll_classifier",
     "wnll_objective",
 ]

@@ -43,7 +43,7 @@ STEPS = 20
 """Steps of each gradient attack."""
 
 TEMPLATE = 1000
-"""Most points of a template: of those that stage B draws, and of the one that the finished head keeps."""
+"""Most points of the templates that stage B draws; the finished head has those of `template_sizes`."""
 
 BUFFER: dict[str, Any] = {"epochs": 2, "learning_rate": 0.01, "schedule": "constant"}
 """How stage B trains the buffer; the papers take 2 to 5 epochs at rates from 0.0005 to 0.05."""
@@ -162,7 +162,7 @@ def wnll_stages(training: Training, options: WNLLOptions) -> Iterator[Stage]:
         interpolating = wnll_classifier(model, pool, size=size, gradient=options.gradient)
         through = _through_wnll(training, interpolating, learners, pool)
         yield Stage(f"round-{number}-buffer", title, through)
-    final = partial(wnll_classifier, size=min(TEMPLATE, len(source)), gradient=options.gradient)
+    final = partial(wnll_classifier, gradient=options.gradient)
     model.head = final(model, source, generator=seeded(training.config.seed)).head
 
 
