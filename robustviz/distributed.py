@@ -3,10 +3,10 @@
     torchrun --nproc-per-node 2 -m robustviz.cli train ...
     accelerate launch --multi_gpu --num_processes 2 -m robustviz.cli train ...
 
-Every process holds all images and takes its share of each batch (training) or every so many batches (evaluation), so
-that a batch-dependent model answers by the same batches as ever. The engine is Hugging Face accelerate on PyTorch's
-distributed package: gloo on processors, nccl on GPUs. Several machines must share the folder that is written to. On
-processors set OMP_NUM_THREADS to the cores that each process may use.
+Every process holds all images and takes its share of each batch (training), or the batches in turn (evaluation), so
+that a batch-dependent model answers by the same batches as in a single process. The engine is Hugging Face accelerate
+on PyTorch's distributed package: gloo on CPUs, nccl on GPUs. Several machines must share the folder that is written
+to. On CPUs set OMP_NUM_THREADS to the cores that each process may use.
 """
 
 import atexit
@@ -26,12 +26,12 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that work together, seen from one of them.
+    """The processes that work together, as one of them sees them.
 
     Attributes:
         rank: Number of this process, from 0.
-        count: How many there are.
-        accelerator: Of Hugging Face accelerate; None for a single process.
+        count: How many processes there are.
+        accelerator: The `Accelerator` of Hugging Face accelerate; None for a single process.
     """
 
     rank: int = 0
@@ -55,7 +55,7 @@ class Processes:
         return batch[torch.arange(max(len(batch), self.count)).tensor_split(self.count)[self.rank] % len(batch)]
 
     def weight(self, own: int, batch: int) -> float:
-        """What the mean over a share counts, so that the mean over the processes is that over the batch."""
+        """Weight of the mean over a share, with which the mean over the processes is that over the batch."""
         return own * self.count / max(batch, self.count)
 
     def wrapped(self, step: nn.Module) -> Callable[..., Tensor]:
@@ -69,7 +69,7 @@ class Processes:
 
         Args:
             items: The same in every process.
-            answer: Gives numbers or tensors in the processor's memory.
+            answer: Returns numbers or tensors in the memory of the CPU.
         """
         if self.accelerator is None:
             yield from ((item, answer(item)) for item in items)

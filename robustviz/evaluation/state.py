@@ -98,7 +98,7 @@ class Tally:
         """Read attacked images back that were kept before a stop.
 
         Args:
-            place: As in `keep_images`.
+            place: Where they were kept.
             images: The images that were attacked.
 
         Raises:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
-from robustviz.types import Images
+from robustviz.data import stratified
+from robustviz.types import Images, Labels
 
 Schedule = Literal["constant", "steps", "cosine", "one-cycle"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -17,18 +19,18 @@ class TrainConfig:
     """How to train. The optimizer is stochastic gradient descent with Nesterov momentum.
 
     Attributes:
-        epochs: Passes through the training part.
-        batch_size: Images in one update.
-        learning_rate: The largest learning rate.
+        epochs: Passes through the training part, at least 1.
+        batch_size: Images in one update, at least 1.
+        learning_rate: Largest learning rate, at least 0.
         schedule: `"constant"`; `"steps"`: divided by 10 after half and again after three quarters of the updates;
             `"cosine"`: to 0 along half a cosine; `"one-cycle"`: linearly up during the first 30 %, then down to 0.
-        momentum: Of the optimizer.
-        weight_decay: L2 penalty on all parameters.
-        padding: Random shifts by up to so many pixels; 0 for none.
-        flip: Mirror half of the images.
+        momentum: Momentum of the optimizer, from 0 to below 1.
+        weight_decay: Factor of the L2 penalty on all parameters, at least 0.
+        padding: Largest random shift in pixels; 0 for none.
+        flip: Whether half of the images are mirrored.
         precision: `"bf16"` computes in bfloat16 (autocast) on maps stored channels-last, weights stay float32;
-            `"fp32"` switches both off; `"auto"` is bf16 where it pays: images of at least 16 pixels on a processor
-            with bfloat16 matrix units, or on a GPU that has them.
+            `"fp32"` switches both off; `"auto"` is bf16 where it pays: images of at least 16 pixels on a CPU with
+            bfloat16 matrix units, or on a GPU that has them.
         seed: Decides the order, the augmentation, dropout and the draws of attacks and stochastic modules; the
             validation part is the same for every seed.
 
@@ -77,3 +79,17 @@ def bf16_pays(images: Images, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+def hold_out(labels: Labels, validation: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the training and of the validation part: a share, stratified and always the same, or as given."""
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    if isinstance(validation, Tensor):
+        held[validation] = True
+    elif 0 <= validation < 1:
+        held[stratified(labels, round(validation * len(labels)))] = True
+    if held.all() or not (isinstance(validation, Tensor) or 0 <= validation < 1):
+        raise ValueError(
+            f"validation must be a share from 0 to below 1 that leaves images to train on, got {validation}"
+        )
+    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)

@@ -13,16 +13,14 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
-from robustviz.data import augment, stratified
+from robustviz.data import augment
 from robustviz.distributed import Processes, processes
 from robustviz.fingerprint import fingerprint, settings_of
 from robustviz.objectives import cross_entropy
-from robustviz.tensors import check_images, check_labels, drawing, evaluating, seeded
-from robustviz.training.config import Precision, Schedule, TrainConfig, bf16_pays, learning_rate
+from robustviz.tensors import check_images, check_labels, check_model, drawing, evaluating, logits_of, seeded
+from robustviz.training.config import TrainConfig, bf16_pays, hold_out, learning_rate
 from robustviz.training.state import EpochLog, TrainingState
 from robustviz.types import Attack, Images, Labels, Objective, PerImage
-
-__all__ = ["Precision", "Schedule", "TrainConfig", "bf16_pays", "hold_out", "learning_rate", "train"]
 
 
 def train(
@@ -48,7 +46,10 @@ def train(
 
     Several processes (see `robustviz.distributed`) share every batch, and their mean gradient is that of the batch;
     batch norm alone takes its statistics from each process's share, and the first process's are kept. Order and
-    augmentation are those of a single process; attacks, dropout and stochastic modules draw anew in each.
+    augmentation are those of a single process; attacks, dropout and stochastic modules draw their own noise in each.
+
+    A last batch of one image (with several processes: of less than two for each) is added to the batch before it,
+    because batch norm cannot be trained on it.
 
     Args:
         model: Trained in place, on the device where it is.
@@ -73,9 +74,11 @@ def train(
         One log for each epoch, those before a resumption included.
 
     Raises:
-        ValueError: If the images or labels are unusable, nothing is trainable, the loss stops being finite, or the
-            resume file is damaged or belongs to another run.
+        TypeError: If the model is not a module.
+        ValueError: If the images or labels are unusable, the model does not return logits, nothing is trainable, the
+            loss stops being finite, or the resume file is damaged or belongs to another run.
     """
+    check_model(model)
     check_images(images, labels)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
@@ -99,7 +102,7 @@ def train(
     logs = state.restore()
     run = _Run(model, images, labels, config, optimizer, objective, attack, monitor or attack)
     with evaluating(model), torch.no_grad():
-        check_labels(labels, len(labels), model(images[:1].to(run.device)).shape[1])
+        check_labels(labels, len(labels), logits_of(model, images[:1].to(run.device)).shape[1])
     with _training(model, run.bf16), run.progress_bar(len(logs), len(kept)) as bar:
         for epoch in range(len(logs), config.epochs):
             started = time.perf_counter()
@@ -150,7 +153,7 @@ class _Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def progress_bar(self, epochs_done: int, count: int) -> tqdm:
-        steps = math.ceil(count / self.config.batch_size)
+        steps = len(self.batches(torch.arange(count)))
         total, done = self.config.epochs * steps, epochs_done * steps
         silent = self.together.silent
         return tqdm(total=total, initial=done, desc="training", unit="batch", leave=False, disable=silent)
@@ -162,7 +165,7 @@ class _Run:
         """
         seed, total, count = self.config.seed, 0.0, 0
         self.reseed(int(self.own(seeded(seed, epoch), epoch).initial_seed()))
-        rows = torch.split(kept[torch.randperm(len(kept), generator=seeded(seed, epoch))], self.config.batch_size)
+        rows = self.batches(kept[torch.randperm(len(kept), generator=seeded(seed, epoch))])
         for step, chosen in enumerate(rows):
             common = seeded(seed, epoch, step)
             noise = self.own(common, epoch, step)
@@ -176,6 +179,16 @@ class _Run:
         self.together.agree(self.model)
         return self.together.total(total) / self.together.total(count)
 
+    def batches(self, rows: Tensor) -> list[Tensor]:
+        """Cut the images of an epoch into updates; a last one that batch norm cannot use joins the one before.
+
+        Batch norm needs two values for each channel, which a single image may not have.
+        """
+        parts = list(torch.split(rows, self.config.batch_size))
+        if len(parts) > 1 and len(parts[-1]) < 2 * self.together.count:
+            parts[-2:] = [torch.cat(parts[-2:])]
+        return parts
+
     def own(self, common: Generator, *numbers: int) -> Generator:
         """Noise of this process; a single one goes on with the common one."""
         if self.together.count == 1:
@@ -183,7 +196,7 @@ class _Run:
         return seeded(self.config.seed, *numbers, self.together.rank, self.together.count)
 
     def reseed(self, seed: int) -> None:
-        """Seed the generators that dropout draws from: the processor's and that of the model's GPU, no other."""
+        """Seed the generators that dropout draws from: those of the CPU and of the model's GPU, no other."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
@@ -223,7 +236,7 @@ class _Run:
         return clean, robust if self.monitor is not None else None
 
     def right(self, numbered: tuple[int, Tensor]) -> tuple[int, int]:
-        """Count how many images of a batch are decided rightly, clean and under the monitoring attack."""
+        """Count how many images of a batch are classified correctly, clean and under the monitoring attack."""
         batch, rows = numbered
         images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
         with evaluating(self.model), self.autocast():
@@ -257,20 +270,6 @@ def decayed_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = ([p for p in trainable if p not in spared], weight_decay), ([p for p in trainable if p in spared], 0.0)
     return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
-
-
-def hold_out(labels: Labels, validation: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the training and of the validation part: a share, stratified and always the same, or as given."""
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    if isinstance(validation, Tensor):
-        held[validation] = True
-    elif 0 <= validation < 1:
-        held[stratified(labels, round(validation * len(labels)))] = True
-    if held.all() or not (isinstance(validation, Tensor) or 0 <= validation < 1):
-        raise ValueError(
-            f"validation must be a share from 0 to below 1 that leaves images to train on, got {validation}"
-        )
-    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from robustviz.models import Classifier, initialized
 from robustviz.presets import TrainingAttack, training_attack, training_objective
 from robustviz.records import describe, write_atomic
 from robustviz.tensors import evaluating
-from robustviz.training.config import TrainConfig
-from robustviz.training.loop import hold_out, train
+from robustviz.training.config import TrainConfig, hold_out
+from robustviz.training.loop import train
 from robustviz.training.state import EpochLog
 from robustviz.types import Attack, Objective, Threat
 

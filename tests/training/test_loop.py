@@ -18,7 +18,7 @@ from torch import nn
 
 from robustviz.attacks import apgd, deepfool, fgsm, pgd, square
 from robustviz.defenses.tvm import TVM
-from robustviz.models import initialized, small_cnn
+from robustviz.models import initialized, small_cnn, vgg16
 from robustviz.objectives import cross_entropy, dlr, margin
 from robustviz.tensors import drawing, seeded
 from robustviz.training import TrainConfig, hold_out, train
@@ -186,6 +186,55 @@ def test_frozen_modules_stay_as_they_are(some):
     assert set(modes) == {False}
     assert [parameter.requires_grad for parameter in model.parameters()] == [False] * 4 + [True] * 2
     assert all(module.training for module in model)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(33, [33]), (65, [32, 33]), (34, [32, 2]), (1, [1]), (32, [32])])
+def test_a_last_batch_of_one_joins_the_one_before(some, count, sizes):
+    """Batch norm over one value for each channel cannot be trained on a single image."""
+    model, seen = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), []
+    model.register_forward_hook(lambda module, inputs, _: seen.append(len(inputs[0])) if module.training else None)
+    train(model, some[0][:count], some[1][:count], replace(FAST, epochs=1, batch_size=32), validation=0.0)
+    assert seen == sizes
+
+
+@pytest.mark.parametrize("kind", ["BatchNorm1d", "vgg16"])
+def test_networks_that_need_two_images_train_on_any_number(some, kind):
+    layers = nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10)
+    model = nn.Sequential(*layers) if kind == "BatchNorm1d" else initialized(vgg16, 0)
+    images = some[0][:33] if kind == "BatchNorm1d" else some[0][:33].expand(-1, 3, -1, -1).contiguous()
+    logs = train(model, images, some[1][:33], replace(FAST, epochs=1, batch_size=32), validation=0.0)
+    assert math.isfinite(logs[0].loss)
+
+
+class Says(nn.Module):
+    """Returns whatever a function makes of the logits."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.inner, self.answer = small(), answer
+
+    def forward(self, images):
+        return self.answer(self.inner(images))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda z: {"logits": z}, "got dict; wrap it"),
+        (lambda z: (z, z), "got tuple; wrap it"),
+        (lambda z: None, "got NoneType; wrap it"),
+        (lambda z: z[:, :1], "with one logit z decides between"),
+        (lambda z: z[:, :, None], r"shape \(1, classes\), got \(1, 10, 1\)"),
+    ],
+)
+def test_a_model_must_return_logits(some, answer, words):
+    with pytest.raises(ValueError, match=words):
+        train(Says(answer), *some, FAST)
+
+
+def test_a_model_must_be_a_module(unchecked, some):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
+        train(lambda images: images, *some, FAST)
 
 
 # Validation.
