@@ -42,7 +42,7 @@ def certify(
         n0: Draws that choose the class of an image.
         n: Draws that bound its probability; more of them certify larger radii.
         alpha: Probability with which a certificate may be wrong.
-        radii: L2 radii to attack at, each as an option of its own; default: eight up to the largest certifiable one.
+        radii: L2 radii to attack at, each as an option of its own; default: eight, to a third beyond the largest certifiable one.
         steps: Steps of the attack.
         draws: Noisy copies that each step averages over.
         batch_size: Noisy copies at a time.
@@ -76,7 +76,7 @@ def certify(
         resume=state,
         generator=seeded(seed),
     )
-    shown = radii or [certificate.ceiling * part / 8 for part in range(1, 9)]
+    shown = radii or [certificate.ceiling * part / 6 for part in range(1, 9)]
     bounds = both_bounds(
         opened.model, images, labels, certificate, radii=shown, steps=steps, draws=draws, generator=seeded(seed, 1)
     )

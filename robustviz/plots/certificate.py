@@ -19,7 +19,7 @@ def plot_bounds(bounds: Bounds, *, ax: Axes | None = None) -> Axes:
     ax.plot(bounds.radii, certified, color=COLORS[0], marker="o", label="certified (lower bound)")
     ax.axvline(bounds.ceiling, color="0.4", linestyle=":", label="ceiling of the draws")
     ax.set(xlabel="L2 radius of the attacker (pixel units)", ylabel="accuracy (%)", ylim=(0, 105), xlim=(0, None))
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower left")
     return ax
 
 
