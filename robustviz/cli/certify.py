@@ -42,7 +42,7 @@ def certify(
         n0: Draws that choose the class of an image.
         n: Draws that bound its probability; more of them certify larger radii.
         alpha: Probability with which a certificate may be wrong.
-        radii: L2 radii to attack at, each as an option of its own; default: eight, to a third beyond the largest certifiable one.
+        radii: L2 radii to attack at, one option each; default: eight, a third beyond the largest certifiable one.
         steps: Steps of the attack.
         draws: Noisy copies that each step averages over.
         batch_size: Noisy copies at a time.

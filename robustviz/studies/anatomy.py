@@ -1,0 +1,305 @@
+"""Where published figures of WNLL may come from: what the released code does otherwise, one switch at a time.
+
+Each switch changes *our* code in the way that the authors' released code (written for another version of PyTorch, read
+and not copied) differs from the paper. The table says how far each one moves clean and attacked accuracy, on the WNLL
+head and on the linear head beside it in the same network. What is consistent with a published figure is said to be so;
+which script made the figure cannot be known.
+
+Source: the code released with Wang et al., arXiv 1809.08516 and arXiv 1802.00168.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from robustviz.attacks import against, carlini_wagner, ifgsm, linear_head, surrogate_head
+from robustviz.attacks.common import pixel_gradient
+from robustviz.data import ImageSet
+from robustviz.defenses.wnll import WNLLHead, features_of
+from robustviz.evaluation import CLEAN, evaluate, wilson
+from robustviz.models import Classifier
+from robustviz.records import RunRecord, describe
+from robustviz.tensors import check_images, evaluating, project, seeded, shared_copy
+from robustviz.types import LINF_8, Attack, Images, Labels, Threat
+
+HEADS = ("WNLL", "linear head")
+PUBLISHED, CW = "IFGSM as published", "Carlini & Wagner"
+
+SWITCHES: Mapping[str, str] = {
+    PUBLISHED: "Nothing is switched: the attack of the paper, with the right labels.",
+    "labels re-sorted": (
+        "The attack is computed with the training flag on. The loss then sorts the batch, misclassified images first, "
+        "and overwrites the labels in that order, while gradients return to the images in the old order: each image "
+        "is pushed away from some other image's label."
+    ),
+    "template attacked": "The template images are attacked too, and the answer uses their features.",
+    "both": "Labels re-sorted and template attacked.",
+    "batch norm in training mode": "The network is never put in evaluation mode: batch norm uses the batch it is given.",
+    CW: "Nothing is switched: the perturbation that the attack finds.",
+    "C&W perturbation scaled": "The finished perturbation is multiplied by epsilon before the network decides.",
+}
+"""What each row of the table changes."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One condition on one head.
+
+    Attributes:
+        switch: Key of `SWITCHES`.
+        head: `"WNLL"` or `"linear head"`.
+        clean: Whether each clean image is classified correctly.
+        attacked: Whether each attacked image is.
+    """
+
+    switch: str
+    head: str
+    clean: tuple[bool, ...]
+    attacked: tuple[bool, ...]
+
+    def shares(self) -> tuple[float, float]:
+        """Clean and attacked accuracy, from 0 to 1."""
+        return sum(self.clean) / len(self.clean), sum(self.attacked) / len(self.attacked)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """How far each switch moves the figures.
+
+    Attributes:
+        rows: Conditions in the order of `SWITCHES`, both heads of each.
+        settings: Network, data, threat, attack and batch size.
+    """
+
+    rows: tuple[Row, ...]
+    settings: dict[str, Any]
+
+    def row(self, switch: str, head: str) -> Row:
+        """Return one condition."""
+        return next(row for row in self.rows if (row.switch, row.head) == (switch, head))
+
+    def moved(self, row: Row) -> tuple[float, float]:
+        """By how much a switch changes attacked accuracy on the same images, and half the width of its 95 % interval."""
+        base = self.row(CW if row.switch in (CW, "C&W perturbation scaled") else PUBLISHED, row.head)
+        changes = [int(now) - int(then) for now, then in zip(row.attacked, base.attacked, strict=True)]
+        mean = sum(changes) / len(changes)
+        variance = sum((change - mean) ** 2 for change in changes) / max(len(changes) - 1, 1)
+        return mean, 1.96 * sqrt(variance / len(changes))
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Headers and cells: accuracy with 95 % Wilson intervals, and what the switch changes."""
+        cells = []
+        for row in self.rows:
+            clean, attacked = (_share(share, len(row.clean)) for share in row.shares())
+            by, half = self.moved(row)
+            still = row.switch in (PUBLISHED, CW)
+            cells.append(
+                [row.switch, row.head, clean, attacked, "" if still else f"{100 * by:+.1f} ± {100 * half:.1f}"]
+            )
+        return ["switch", "head", "clean %", "attacked %", "moved by"], cells
+
+    def save(self, path: Any) -> Any:
+        """Write everything as JSON, whole or not at all."""
+        rows = [
+            [row.switch, row.head, *("".join(map(str, map(int, right))) for right in (row.clean, row.attacked))]
+            for row in self.rows
+        ]
+        return RunRecord("anatomy", self.settings, {"rows": rows}).save(path)
+
+    @classmethod
+    def load(cls, path: Any) -> "Anatomy":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file is something else.
+        """
+        record = RunRecord.load(path)
+        try:
+            rows = [
+                Row(switch, head, *(tuple(digit == "1" for digit in right) for right in both))
+                for switch, head, *both in record.results["rows"]
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not an anatomy: {error!r}") from error
+        return cls(tuple(rows), record.settings)
+
+
+def _share(share: float, count: int) -> str:
+    low, high = wilson(share, count)
+    return f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def released_ifgsm(
+    model: nn.Module,
+    images: Images,
+    labels: Labels,
+    /,
+    *,
+    threat: Threat = LINF_8,
+    steps: int = 10,
+    step_size: float | None = None,
+    generator: Generator | None = None,
+) -> Images:
+    """IFGSM with the loss in training mode, as the released training script attacks its own WNLL network.
+
+    In every step the outputs are sorted, misclassified images first, and those of correctly classified ones replaced by
+    one-hot vectors; the labels are overwritten in that order; and the gradient of each sorted row goes to the image that
+    has its place in the old order.
+
+    Args:
+        model: Maps images to logits or, with the surrogate gradient of WNLL, to probabilities.
+        images: Clean images in [0, 1], one batch.
+        labels: True classes; the caller's tensor is left as it is, unlike in the released code.
+        threat: Ball around each image.
+        steps: Steps along the gradient.
+        step_size: Length of a step in pixel units; None is that of `ifgsm`.
+        generator: Not used: nothing is random.
+
+    Returns:
+        Attacked images, inside the ball and inside [0, 1].
+    """
+    check_images(images, labels)
+    size = 2.5 * threat.epsilon / max(steps, 1) if step_size is None else step_size
+    point, known = images.detach(), labels
+    with evaluating(model), torch.enable_grad():
+        for _ in range(steps):
+            point = point.detach().requires_grad_()
+            outputs = model(point)
+            scores, known = resorted(outputs, known)
+            gradient = pixel_gradient(F.cross_entropy(scores, known, reduction="none"), point)
+            point = project(images, point.detach() + size * gradient.sign(), threat)
+    return point
+
+
+def resorted(outputs: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
+    """Sort outputs and labels as the released loss does in training mode, and leave the gradient where it was.
+
+    Returns:
+        Sorted outputs whose gradient goes to the rows of the old order, and sorted labels.
+    """
+    right = outputs.argmax(1) == labels
+    order = torch.cat([(~right).nonzero().squeeze(1), right.nonzero().squeeze(1)])
+    values, labels = outputs.detach()[order], labels[order]
+    perfect = F.one_hot(labels, outputs.shape[1]).to(values)
+    values = torch.where(right[order][:, None], perfect, values)
+    return values + (outputs - outputs.detach()), labels
+
+
+def batch_statistics(model: Classifier) -> nn.Module:
+    """View: batch norm uses the batch it is given, as in a network that is never put in evaluation mode."""
+    view = shared_copy(model)
+    for module in view.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+            module.num_batches_tracked = None
+    return view
+
+
+def scaled(
+    model: nn.Module,
+    images: Images,
+    labels: Labels,
+    /,
+    *,
+    attack: Attack,
+    factor: float,
+    generator: Generator | None = None,
+) -> Images:
+    """Multiply the perturbation that another attack finds by a factor."""
+    attacked = attack(model, images, labels, generator=generator)
+    return images + factor * (attacked - images)
+
+
+def attacked_template(model: Classifier, image_set: ImageSet, attack: Attack, *, batch_size: int = 100) -> Classifier:
+    """Attack the images of a WNLL head's template through the linear head, and decide with their features.
+
+    Args:
+        model: With a WNLL head, whose `template_indices` count the images of `image_set`.
+        image_set: Images that the template was drawn from.
+        attack: An attack on the linear head beside.
+        batch_size: Images at a time.
+    """
+    head: Any = model.head
+    chosen = head.template_indices.cpu()
+    images, labels = image_set.images[chosen].to(head.template), image_set.labels[chosen].to(head.template.device)
+    plain = linear_head(model)
+    parts = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
+    moved = torch.cat([attack(plain, *part) for part in parts])
+    changed = head.with_settings()
+    changed.refresh(features_of(model, moved), head.template_labels)
+    return model.replace(head=changed)
+
+
+def anatomy(
+    model: Classifier,
+    test_set: ImageSet,
+    source: ImageSet,
+    *,
+    threat: Threat,
+    steps: int = 10,
+    step_size: float | None = None,
+    batch_size: int = 100,
+    cw_images: int = 100,
+    cw_steps: int = 50,
+    on_row: Callable[[int, int], Any] | None = None,
+) -> Anatomy:
+    """Measure every switch on the WNLL head of a network and on the linear head beside it.
+
+    Args:
+        model: With a WNLL head.
+        test_set: Test images.
+        source: Images that the template was drawn from (`checkpoints.template_source`).
+        threat: Ball of IFGSM.
+        steps: Steps of IFGSM.
+        step_size: Its length of a step, in pixel units.
+        batch_size: Images at a time; batch norm and the graph see such batches.
+        cw_images: Number of the first test images that Carlini & Wagner's attack is made on.
+        cw_steps: Its steps.
+        on_row: Called after every condition with (done, total).
+
+    Raises:
+        ValueError: If the network has no WNLL head with a linear head beside it.
+    """
+    if not isinstance(model.head, WNLLHead) or model.head.linear is None:
+        raise ValueError("model must have a WNLL head with the linear head beside it, such as digits-pgd-wnll")
+    iterated: dict[str, Any] = {"threat": threat, "steps": steps, "step_size": step_size}
+    plain, sorted_ = partial(ifgsm, **iterated), partial(released_ifgsm, **iterated)
+    minimal = partial(carlini_wagner, steps=cw_steps, search_steps=3)
+    template = attacked_template(model, source, plain, batch_size=batch_size)
+    few = test_set[: min(cw_images, len(test_set))]
+    todo: list[tuple[str, Classifier, Attack, ImageSet]] = [
+        (PUBLISHED, model, plain, test_set),
+        ("labels re-sorted", model, sorted_, test_set),
+        ("template attacked", template, plain, test_set),
+        ("both", template, sorted_, test_set),
+        ("batch norm in training mode", batch_statistics(model), plain, test_set),  # type: ignore[list-item]
+        (CW, model, minimal, few),
+        ("C&W perturbation scaled", model, partial(scaled, attack=minimal, factor=threat.epsilon), few),
+    ]
+    rows = []
+    for switch, network, attack, part in todo:
+        for head in HEADS:
+            seen = network if head == "WNLL" else linear_head(network)
+            view = surrogate_head if head == "WNLL" else _itself
+            made = {switch: partial(against, view=view, attack=attack)}
+            measured = evaluate(
+                seen, part.images, part.labels, made, batch_size=batch_size, draws=1, generator=seeded(0)
+            )
+            clean, attacked = (tuple(measured.correct[c, 0].tolist()) for c in (0, 1))
+            assert measured.conditions == (CLEAN, switch)
+            rows.append(Row(switch, head, clean, attacked))
+            if on_row is not None:
+                on_row(len(rows), len(todo) * len(HEADS))
+    settings = {"data": test_set.name, "images": len(test_set), "few": len(few), "batch_size": batch_size}
+    settings |= {"threat": describe(threat), "attack": describe(plain), "minimal attack": describe(minimal)}
+    return Anatomy(tuple(rows), settings)
+
+
+def _itself(model: nn.Module) -> nn.Module:
+    return model
