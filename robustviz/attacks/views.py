@@ -125,7 +125,7 @@ def softly_masked(model: Any, *, temperature: float) -> nn.Module:
     view: nn.Module = shared_copy(model)
     masks: list[Any] = [module for module in view.modules() if hasattr(module, "mask_temperature")]
     if not masks:
-        raise ValueError("model must choose channel masks (mask_temperature), as CAS does, got one that does not")
+        raise ValueError("model must choose channel masks (mask_temperature), got one that does not")
     for module in masks:
         module.mask_temperature = temperature
     return view

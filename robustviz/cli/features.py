@@ -77,8 +77,8 @@ def features(
     epsilons = [2 * threat.epsilon * i / (strengths - 1) for i in range(strengths)]
     settings: dict[str, Any] = {"layer": layer, "steps": steps, "seed": seed}
     pair = study_pair(model, training_set, test_set, threat, epsilons, pool=pool, beside=other, say=say, **settings)
-    maps = {studied.name: studied.mapped("pca", seed) for studied in (pair.softmax, pair.wnll)}
-    everyone = maps | ({"UMAP": pair.wnll.mapped("umap", seed)} if umap else {})
+    maps = {studied.name: studied.mapped("pca", seed) for studied in pair.networks}
+    everyone = maps | ({"UMAP": pair.networks[1].mapped("umap", seed)} if umap else {})
     say(f"made {len(everyone)} maps of {len(training_set)} training images")
     settings |= {"checkpoint": name, "beside": beside, "data": training_set.name, "threat": describe(threat)}
     settings |= {"training_images": len(training_set), "images": len(test_set), "strengths": epsilons}
@@ -103,7 +103,7 @@ def write_results(out: Path, pair: Pair, maps: dict[str, Embedding], settings: d
     flat = {name: embedding for name, embedding in maps.items() if embedding.method == "pca"}
     numbers = write.numbers_of(pair, flat)
     sections = [write.heads_section(pair, flat)]
-    both = {"PCA": maps[pair.wnll.name]}
+    both = {"PCA": maps[pair.networks[1].name]}
     if "UMAP" in maps:
         sections.append(write.map_section(pair, maps["UMAP"]))
         both["UMAP"] = maps["UMAP"]
@@ -120,6 +120,6 @@ def write_results(out: Path, pair: Pair, maps: dict[str, Embedding], settings: d
     write_atomic(out / "numbers.md", f"{grid}\n\n{differing}\n")
     for name, embedding in maps.items():
         embedding.save(out / f"map-{name.lower()}.safetensors")
-    for name, way in pair.wnll.ways.items():
+    for name, way in pair.networks[1].ways.items():
         way.save(out / f"way-{name.split()[0]}.safetensors")
     return page, grid

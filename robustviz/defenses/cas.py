@@ -283,7 +283,7 @@ def cas_contests() -> dict[str, Contest]:
 
 CAS_DEFENSE = Defense(
     name="cas",
-    title="channel suppression, CAS",
+    title="CAS blocks",
     source="Bai et al., arXiv 2103.08307",
     present=has_cas,
     build=build_cas,

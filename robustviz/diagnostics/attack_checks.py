@@ -211,8 +211,8 @@ def along_the_path(evidence: Evidence) -> Finding:
 def undefended_breaks(evidence: Evidence) -> Finding:
     """Ask whether the same attack breaks the undefended network, and this one with a part of its defense taken out.
 
-    An attack that fails on an undefended network is too weak to say anything about a defended one. The part taken
-    out is the purifier or the WNLL head of a `Classifier`; other parts are not known to this check.
+    An attack that fails on an undefended network is too weak to say anything about a defended one. The parts taken out
+    are those that the records of the defenses can take out of a `Classifier`, and its purifier.
 
     Source: Carlini et al., arXiv 1902.06705; Tramer et al., arXiv 2002.08347.
     """

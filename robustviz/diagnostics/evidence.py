@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robustviz.attacks import Step, eot, fgsm, pgd, random_noise, square
+from robustviz.defenses import present
 from robustviz.diagnostics.findings import share_of
 from robustviz.diagnostics.gradients import Attached, gradient, slopes
 from robustviz.models import Classifier
@@ -307,14 +308,12 @@ class Evidence:
 
     @cached_property
     def switched_off(self) -> dict[str, float]:
-        """Accuracy under PGD with a part of the defense taken out, for parts that can be: purifier, WNLL head."""
+        """Accuracy under PGD with a part of the defense taken out, for parts that can be."""
         if not isinstance(self.model, Classifier):
             return {}
-        parts = {}
-        if not isinstance(self.model.purify, nn.Identity):
+        parts = {f"without {d.title}": d.without(self.model) for d in present(self.model) if d.without is not None}
+        if all(not isinstance(part.purify, nn.Identity) for part in (self.model, *parts.values())):
             parts["without its purifier"] = self.model.replace(purify=None)
-        if isinstance(linear := getattr(self.model.head, "linear", None), nn.Module):
-            parts["with the linear head in place of its own"] = self.model.replace(head=linear)
         return {
             name: share_of(self.ask(self._pgd(part, self.threat), part).argmax(1) == self.labels)
             for name, part in parts.items()

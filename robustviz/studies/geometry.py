@@ -107,6 +107,11 @@ class Pair:
     threat: Threat
     differ: Mapping[str, float]
 
+    @property
+    def networks(self) -> tuple[Studied, Studied]:
+        """Both networks, the one with the softmax first."""
+        return self.softmax, self.wnll
+
 
 def pool_of(model: Classifier, checkpoint: str, training_set: ImageSet) -> ImageSet:
     """Choose what the template of a network was drawn from, or, without a WNLL head, what one may be drawn from.

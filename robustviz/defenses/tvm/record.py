@@ -177,7 +177,7 @@ def _attacks(classifier: Classifier, threat: Threat) -> dict[str, Contest]:
 
 TVM_DEFENSE = Defense(
     name="tvm",
-    title="total variation minimization, TVM",
+    title="TVM purifier",
     source="Guo et al., arXiv 1711.00117, section 3; Wang et al., arXiv 1809.08516",
     present=has_tvm,
     build=purified,

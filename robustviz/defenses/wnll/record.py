@@ -247,7 +247,7 @@ def _attacks(classifier: Classifier, threat: Threat) -> dict[str, Contest]:
 
 WNLL_DEFENSE = Defense(
     name="wnll",
-    title="interpolating activation, WNLL",
+    title="WNLL activation",
     source="Wang et al., arXiv 1809.08516, section 3; arXiv 1802.00168",
     present=has_wnll,
     build=build_wnll,
