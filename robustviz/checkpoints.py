@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 import robustviz
 from robustviz.defenses.assembly import BUILDERS
 from robustviz.models import Classifier
+from robustviz.networks import trusting
 from robustviz.records import RunRecord, describe, write_atomic
 
 SHIPPED = [Path(robustviz.__file__).parent / "shipped", Path(robustviz.__file__).parents[1] / "data" / "checkpoints"]
@@ -60,11 +61,12 @@ def save(
     return path
 
 
-def load(name: Path | str) -> tuple[Classifier, RunRecord]:
+def load(name: Path | str, *, trust: bool = False) -> tuple[Classifier, RunRecord]:
     """Read a classifier and its record.
 
     Args:
         name: Path of the `.safetensors` file, or the name of a network that comes with the library.
+        trust: Run the code of others that builds the network, if there is some (see `open_network`).
 
     Returns:
         The classifier in evaluation mode, on the CPU, and the record of its training.
@@ -93,7 +95,7 @@ def load(name: Path | str) -> tuple[Classifier, RunRecord]:
             f"{path} is not the file that {path.stem}.json describes: their sha256 differ; write both anew"
         )
     try:
-        with torch.random.fork_rng([]):
+        with torch.random.fork_rng([]), trusting(trust):
             model = build(**architecture)
         model.load_state_dict(tensors)
     except (RuntimeError, TypeError, KeyError) as error:

@@ -22,7 +22,7 @@ class Normalize(nn.Module):
 
     Args:
         mean: One number for each channel, or one for all.
-        std: Likewise; positive.
+        std: One positive number for each channel, or one for all.
 
     Raises:
         ValueError: If a standard deviation is not positive.
@@ -119,7 +119,7 @@ class ResidualBlock(nn.Module):
     Args:
         channels_in: Channels of the input.
         channels_out: Channels of the output.
-        stride: Of the first convolution.
+        stride: Stride of the first convolution.
         projection: Where shapes differ, the shortcut is a 1x1 convolution with batch norm (option B, ResNet18);
             otherwise every stride-th pixel with zeros for the new channels (option A, no parameters, ResNet20-110).
     """
@@ -239,7 +239,7 @@ def initialized(build: Callable[..., Classifier], seed: int) -> Classifier:
 
     Args:
         build: A network of this file, settings fixed with `functools.partial`.
-        seed: Of the weights.
+        seed: Seed of the weights.
     """
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)

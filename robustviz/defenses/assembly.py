@@ -7,13 +7,16 @@ from typing import Any
 
 from robustviz.defenses.defense import known, named, present
 from robustviz.models import MODELS, Classifier
+from robustviz.networks import Source
+from robustviz.networks.foreign import read_words
 
 
-def defended(*, network: str, classes: int = 10, channels: int = 3, **defenses: Any) -> Classifier:
+def defended(*, network: str | Mapping[str, Any], classes: int = 10, channels: int = 3, **defenses: Any) -> Classifier:
     """Make an untrained network with defenses.
 
     Args:
-        network: Name of a network of `robustviz.models`.
+        network: Name of a network of `robustviz.models`, or anybody's: words that `open_network` takes, or the
+            description of its `Source`.
         classes: Number of classes.
         channels: Channels of the images.
         **defenses: For each defense, by its name, the settings of its `build`; True is no settings, None and False are
@@ -22,13 +25,26 @@ def defended(*, network: str, classes: int = 10, channels: int = 3, **defenses: 
     Raises:
         ValueError: If the network or a defense is unknown.
     """
-    if network not in MODELS:
-        raise ValueError(f"network must be one of {', '.join(MODELS)}, got {network!r}")
-    classifier = MODELS[network](classes=classes, channels=channels)
+    classifier = _network(network, classes, channels)
     settings = _by_defense(defenses)
     for defense in known():
         if defense.name in settings:
             classifier = defense.build(classifier, **settings[defense.name])
+    return classifier
+
+
+def _network(network: str | Mapping[str, Any], classes: int, channels: int) -> Classifier:
+    """Make the network itself; random weights come from PyTorch's own generator."""
+    if isinstance(network, str) and network in MODELS:
+        return MODELS[network](classes=classes, channels=channels)
+    if isinstance(network, str) and read_words(network) is None:
+        raise ValueError(
+            f"network must be one of {', '.join(MODELS)}, or words such as FILE.py:FUNCTION, got {network!r}"
+        )
+    source = Source(network) if isinstance(network, str) else Source.read(network)
+    classifier = source.open(untrained=True, seed=None)
+    if (outputs := getattr(classifier.head, "out_features", classes)) != classes:
+        raise ValueError(f"network must have {classes} outputs, one for each class, but {source.spec} has {outputs}")
     return classifier
 
 
@@ -44,7 +60,9 @@ def _by_defense(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def architecture(classifier: Classifier, *, network: str, classes: int, channels: int) -> partial[Classifier]:
+def architecture(
+    classifier: Classifier, *, network: str | Mapping[str, Any], classes: int, channels: int
+) -> partial[Classifier]:
     """Describe a network: what makes it again, untrained, as `defended` with the settings of every defense it has."""
     settings = {defense.name: dict(defense.settings(classifier)) for defense in present(classifier)}
     return partial(defended, network=network, classes=classes, channels=channels, **settings)

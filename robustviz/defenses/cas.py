@@ -74,8 +74,8 @@ class CASOutput:
     """Every decision of a network with CAS.
 
     Attributes:
-        logits: Of the network itself.
-        channel_logits: Of the auxiliary classifiers, from the first block to the last.
+        logits: Logits of the network itself.
+        channel_logits: Logits of the auxiliary classifiers, from the first block to the last.
     """
 
     logits: Logits
@@ -168,7 +168,9 @@ def _of_logits(objective: Objective) -> Objective:
     return objective
 
 
-def with_cas(classifier: Classifier, classes: int, *, generator: Generator | None = None) -> Classifier:
+def with_cas(
+    classifier: Classifier, classes: int, *, generator: Generator | None = None, images: Images | None = None
+) -> Classifier:
     """Copy a convolutional network with a new `CASBlock` after each of its last blocks.
 
     Residual networks get one after each of their last two blocks. Networks of plain blocks get them in their last
@@ -179,6 +181,7 @@ def with_cas(classifier: Classifier, classes: int, *, generator: Generator | Non
         classes: Classes of the auxiliary classifiers.
         generator: Source of their first weights, which are spread as those of any `nn.Linear`; None is a fresh one
             seeded 0.
+        images: At least one image that the network accepts; None makes one (see `robustviz.networks.example`).
 
     Returns:
         The copy. Each of those blocks has become a pair of the block ("0") and its `CASBlock` ("1").
@@ -191,8 +194,8 @@ def with_cas(classifier: Classifier, classes: int, *, generator: Generator | Non
     generator = seeded(0) if generator is None else generator
     if any(isinstance(module, CASBlock) for module in classifier.modules()):
         raise ValueError("classifier must not have CAS yet; place a further CASBlock by hand")
-    places = activations(classifier)
-    known = [name for name, p in blocks(classifier).items() if p.layout == "maps" and name.startswith("body.")]
+    places = activations(classifier, images)
+    known = [name for name, p in blocks(classifier, images).items() if p.layout == "maps" and name.startswith("body.")]
     if len(known) < 2:
         raise ValueError(
             f"classifier must have two blocks in its body that end in an activation on maps, got {len(known)}; "
@@ -202,7 +205,13 @@ def with_cas(classifier: Classifier, classes: int, *, generator: Generator | Non
     residual = sum(len(place.widths) for place in inside[known[-1]]) > 1
     final = [name for name in known if inside[name][-1].stage == inside[known[-1]][-1].stage]
     count = 2 if residual else min(max(len(final), 2), 3)
-    return rewired(classifier, known[-count:], lambda place: _drawn(place.channels, classes, generator), where="after")
+    return rewired(
+        classifier,
+        known[-count:],
+        lambda place: _drawn(place.channels, classes, generator),
+        where="after",
+        images=images,
+    )
 
 
 def _drawn(channels: int, classes: int, generator: Generator) -> CASBlock:

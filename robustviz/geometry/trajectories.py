@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from robustviz.attacks import Step
-from robustviz.features import FeatureSnapshot, snapshot
+from robustviz.features import FeatureSnapshot, Pool, snapshot
 from robustviz.geometry.arrays import read_arrays, write_arrays
 from robustviz.tensors import check_images, draw_seed, seeded
 from robustviz.types import Images, Labels, Norm, Progress, Threat
@@ -92,6 +92,7 @@ def trace_strengths(
     condition: str,
     norm: Norm = "linf",
     batch_size: int = 256,
+    pool: Pool | None = None,
     generator: Generator | None = None,
     on_stage: Progress | None = None,
 ) -> Trajectory:
@@ -109,6 +110,7 @@ def trace_strengths(
         condition: Name of the attack.
         norm: Norm of the radii.
         batch_size: Images at a time.
+        pool: How maps or tokens become one row (see `snapshot`).
         generator: Source of the seed; None is a fresh one seeded 0.
         on_stage: Called after every strength with (done, total).
 
@@ -126,7 +128,8 @@ def trace_strengths(
                 model, images, labels, partial(attack, threat=threat), batch_size=batch_size, seed=seed
             )
         found.append(points)
-        taken.append(snapshot(model, points, labels, layer=layer, condition=condition, batch_size=batch_size))
+        settings: dict[str, Any] = {"layer": layer, "condition": condition, "batch_size": batch_size, "pool": pool}
+        taken.append(snapshot(model, points, labels, **settings))
         if on_stage is not None:
             on_stage(done + 1, len(stages))
     return _joined("epsilon", stages, found, taken)
@@ -158,6 +161,7 @@ def trace_steps(
     layer: str,
     condition: str,
     batch_size: int = 256,
+    pool: Pool | None = None,
     generator: Generator | None = None,
 ) -> Trajectory:
     """Run one attack and keep the features of every point that it visits.
@@ -171,6 +175,7 @@ def trace_steps(
         layer: Name as in `model.named_modules()`.
         condition: Name of the attack.
         batch_size: Images at a time.
+        pool: How maps or tokens become one row (see `snapshot`).
         generator: Source of the seed; None is a fresh one seeded 0.
 
     Raises:
@@ -189,7 +194,7 @@ def trace_steps(
         visited.append({step.step: step.images.detach() for step in steps})
     stages = sorted(set().union(*visited))
     found = [torch.cat([path[max(step for step in path if step <= stage)] for path in visited]) for stage in stages]
-    settings: dict[str, Any] = {"layer": layer, "condition": condition, "batch_size": batch_size}
+    settings: dict[str, Any] = {"layer": layer, "condition": condition, "batch_size": batch_size, "pool": pool}
     return _joined(
         "step",
         [float(stage) for stage in stages],

@@ -76,8 +76,12 @@ def _value(text: str) -> Any:
         return text
 
 
-def built(words: Words) -> nn.Module:
-    """Make the network with random weights from seed 0, whatever was drawn before; nothing is downloaded.
+def built(words: Words, seed: int | None = 0) -> nn.Module:
+    """Make the network with random weights; nothing is downloaded.
+
+    Args:
+        words: What to build.
+        seed: Decides the weights, whatever was drawn before; None draws them from PyTorch's own generator.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -87,9 +91,10 @@ def built(words: Words) -> nn.Module:
     spec = f"{words.where}:{words.name}"
     if words.ours and (asked := DOWNLOADS & words.arguments.keys()):
         raise ValueError(f"{spec} must not have {sorted(asked)[0]}: nothing is downloaded; give a file of weights")
-    with torch.random.fork_rng([]), _importing(words.file):
-        torch.default_generator.manual_seed(0)
-        function = _function(words)
+    with _importing(words.file):
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(0)
+            function = _function(words)
         if isinstance(function, nn.Module):
             return function
         try:
@@ -99,9 +104,11 @@ def built(words: Words) -> nn.Module:
                 f"{spec} cannot be called with the arguments {words.arguments}: {error}; give them as "
                 f"{spec}?name=value&name=value, or as defaults"
             ) from error
-        torch.default_generator.manual_seed(0)  # again, whatever the import has drawn
         try:
-            network = function(**words.arguments)
+            with torch.random.fork_rng([], enabled=seed is not None):
+                if seed is not None:
+                    torch.default_generator.manual_seed(seed)
+                network = function(**words.arguments)
         except (Exception, SystemExit) as error:
             raise ValueError(f"{spec} raises {_said(error)}") from error
     if not isinstance(network, nn.Module):

@@ -56,23 +56,25 @@ class UpTo(nn.Module):
 
 
 class ChosenLogits(nn.Module):
-    """A head whose outputs are put in another order, or whose one output z becomes the logits (0, z).
+    """A head of which some outputs are the logits, or whose one output z becomes the logits (0, z).
 
     Args:
         layer: The head.
-        outputs: Which outputs are the logits; None for all.
+        outputs: Which outputs are the logits, in their order; None for the one output z.
     """
 
     def __init__(self, layer: nn.Module, outputs: tuple[int, ...] | None = None):
         super().__init__()
         self.layer, self.outputs = layer, outputs
+        self.in_features: int | None = getattr(layer, "in_features", None)
+        self.out_features = 2 if outputs is None else len(outputs)
 
     def forward(self, features: Float[Tensor, "n d"]) -> Logits:
         """Return logits."""
         logits = self.layer(features)
         if self.outputs is not None:
             return logits[:, list(self.outputs)]
-        return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+        return torch.cat([torch.zeros_like(logits), logits], 1)
 
 
 def own_network(

@@ -80,8 +80,8 @@ def blocks(network: nn.Module, images: Images | None = None) -> dict[str, Place]
     """Name the outermost blocks of layers that end in an activation, from input to output; flat features are left out.
 
     Args:
-        network: As in `activations`.
-        images: As in `activations`.
+        network: See `activations`.
+        images: See `activations`.
 
     Returns:
         By the name of the block; `name` and `module` of the place are those of the activation that ends it.
@@ -109,7 +109,7 @@ def rewired(
         places: What `activations` or `blocks` found, or names of any modules that the forward pass calls.
         make: Gets a place and returns the new module, which moves to the device and dtype of the network.
         where: Where the new module goes. A module that acts at several places of the network has it at all of them.
-        images: As in `activations`.
+        images: See `activations`.
 
     Returns:
         The copy, with `make` called once for each place, in their order; new modules take the mode of the place.

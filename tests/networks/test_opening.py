@@ -1,87 +1,27 @@
-"""Networks opened by words: what runs, what is refused, and what opens a network again."""
+"""Networks opened by words, and opened again from a record or a checkpoint."""
 
 import json
 import sys
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
-from torch import nn
 
 from robustviz import checkpoints
-from robustviz.models import Classifier, small_cnn
-from robustviz.networks import Source, open_network
-from robustviz.networks.foreign import Words, read_weights, read_words
-from robustviz.records import describe
+from robustviz.data import ImageSet
+from robustviz.defenses import WNLLHead
+from robustviz.defenses.assembly import architecture, defended
+from robustviz.defenses.cas import with_cas
+from robustviz.defenses.wnll import buffered, wnll_classifier
+from robustviz.models import Classifier, initialized, small_cnn
+from robustviz.networks import Source, open_network, trusting
+from robustviz.records import RunRecord, describe
 from robustviz.tensors import seeded
-
-CODE = """
-    import torch
-    from torch import nn
-    from helpers import WIDTH
-
-    def build(width=WIDTH, classes=3, factor=1):
-        return nn.Sequential(nn.Flatten(), nn.Linear(192, width), nn.ReLU(), nn.Linear(width, classes))
-
-    class Net(nn.Sequential):
-        def __init__(self):
-            super().__init__(nn.Flatten(), nn.Linear(192, 4))
-
-    ready = build(width=5)
-    number = 3
-    def needy(width, depth): return build(width)
-    def wrong(): return "a network"
-    def raising(): return 1 / 0
-    def leaving(): raise SystemExit(2)
-    def undecided(): net = build(); net[3].weight.data[0, 0] = torch.nan; return net
-"""
-IMAGES = torch.rand(2, 3, 8, 8, generator=seeded(0))
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "my_networks.py").write_text(dedent(CODE))
-    (tmp_path / "helpers.py").write_text("WIDTH = 16\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "helpers", raising=False)
-    return tmp_path
-
-
-def opened(spec, weights=None, **settings):
-    return open_network(spec, weights, trust=True, **settings)
-
-
-def plain(width=16, classes=3, seed=0):
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Flatten(), nn.Linear(192, width), nn.ReLU(), nn.Linear(width, classes)).eval()
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ("digits-pgd", None),
-        ("runs/mine/model.safetensors", None),
-        ("C:/runs/mine", None),
-        ("my_networks.py", None),
-        ("my_networks.py:", None),
-        (":build", None),
-        ("a/b c/my.py:build", Words("a/b c/my.py", "build", {})),
-        ("C:/nets/my.py:build?n=2", Words("C:/nets/my.py", "build", {"n": 2})),
-        ("package.module:build", Words("package.module", "build", {})),
-        ("torchvision:resnet18?num_classes=6", Words("torchvision", "resnet18", {"num_classes": 6})),
-        ("timm:vit.tag?a=true&b=None&c=x&d=(1, 2)&e=1e-3&f=", None),
-    ],
-)
-def test_words(spec, expected):
-    if spec.startswith("timm"):
-        expected = Words("timm", "vit.tag", {"a": True, "b": None, "c": "x", "d": (1, 2), "e": 1e-3, "f": ""})
-    assert read_words(spec) == expected
+from tests.networks.conftest import IMAGES, opened, plain
 
 
 def test_a_file_with_a_function(folder):
@@ -141,114 +81,6 @@ def test_checkpoints_of_ours(tmp_path):
         assert torch.equal(open_network(spec)(images), network(images))
 
 
-def nothing(tensors):
-    return tensors
-
-
-FORMS = {
-    "plain": nothing,
-    "inside a dictionary": lambda tensors: {"epoch": 3, "state_dict": tensors},
-    "of a wrapped network": lambda tensors: {f"module.{name}": t for name, t in tensors.items()},
-    "of a compiled network": lambda tensors: {"model": {f"_orig_mod.{name}": t for name, t in tensors.items()}},
-    "of both": lambda tensors: {f"module._orig_mod.{name}": t for name, t in tensors.items()},
-}
-
-
-@pytest.mark.parametrize("form", [*FORMS, "safetensors"])
-def test_weights(folder, form):
-    trained = plain(seed=7)
-    if form == "safetensors":
-        save_file(trained.state_dict(), "w.safetensors")
-    else:
-        torch.save(FORMS[form](trained.state_dict()), "w.pt")
-    weights = "w.safetensors" if form == "safetensors" else "w.pt"
-    network = opened("my_networks.py:build", weights)
-    assert torch.equal(network(IMAGES), trained(IMAGES))
-    assert set(network.source.sha256) == {"my_networks.py", weights}
-
-
-class Harmful:
-    def __reduce__(self):
-        return (Path.touch, (Path("harm"),))
-
-
-def changed(**tensors):
-    """Weights that lack some, or have some more; None takes one out."""
-    kept = plain().state_dict() | {name.replace("_", "."): tensor for name, tensor in tensors.items()}
-    return {name: tensor for name, tensor in kept.items() if tensor is not None}
-
-
-more = {f"extra{i}.weight": torch.zeros(1) for i in range(5)}
-BAD_WEIGHTS = {
-    "code": ({"state_dict": plain().state_dict(), "hook": Harmful()}, "holds pickled code, which is not run"),
-    "whole network": (plain(), "holds pickled code, which is not run"),
-    "missing": (changed(**{"1_weight": None, "3_bias": None}), r"keys are 2 missing \(1\.weight, 3\.bias\)$"),
-    "unexpected": (changed() | more, r"5 unexpected \(extra0\.weight, extra1\.weight, extra2\.weight, \.\.\.\)"),
-    "both": (
-        {"other": torch.zeros(1)},
-        r"4 missing \(1\.weight, 1\.bias, 3\.weight, \.\.\.\) and 1 unexpected \(other\)",
-    ),
-    "other classes": (plain(classes=9).state_dict(), r"3\.weight \(9, 16\) instead of \(3, 16\), .* number of classes"),
-    "no tensors": ({"epoch": 3, "lr": 0.1}, "must hold a dictionary of tensors"),
-    "a tensor": (torch.zeros(3), "must hold a dictionary of tensors"),
-    "NaN": ({name: t * torch.nan for name, t in plain().state_dict().items()}, "logits must be finite, but 3 of 3"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_WEIGHTS)
-def test_weights_that_do_not_fit(folder, kind):
-    content, message = BAD_WEIGHTS[kind]
-    torch.save(content, "w.pt")
-    with pytest.raises(ValueError, match=message):
-        opened("my_networks.py:build", "w.pt")
-    assert not Path("harm").exists()
-
-
-@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"\x00" * 30, b"no weights at all", b"PK\x03\x04 a broken archive"])
-def test_files_that_are_no_weights(folder, name, content):
-    Path(name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} (cannot be read as weights|holds pickled code.* or is not a file)"):
-        read_weights(name)
-
-
-BAD_SPECS = {
-    "my_networks.py": (ValueError, "my_networks.py must name a function .*: my_networks.py:FUNCTION"),
-    "nowhere.py:build": (FileNotFoundError, "there is no file nowhere.py"),
-    "my_networks.py:built": (ValueError, "has no function built; it has Net, build, leaving, needy, raising"),
-    "my_networks.py:number": (ValueError, "has no function number"),
-    "my_networks.py:needy?width=3": (ValueError, r"arguments \{'width': 3\}: missing a required argument: 'depth'"),
-    "my_networks.py:build?depth=3": (ValueError, "got an unexpected keyword argument 'depth'"),
-    "my_networks.py:build?width=x": (ValueError, r"my_networks.py:build raises TypeError"),
-    "my_networks.py:raising": (ValueError, r"raises ZeroDivisionError: .* \(line 17 of my_networks.py\)"),
-    "my_networks.py:leaving": (ValueError, "raises SystemExit: 2"),
-    "my_networks.py:wrong": (TypeError, "must return a torch.nn.Module, got str"),
-    "my_networks.py:undecided": (ValueError, "logits must be finite"),
-    "broken.py:build": (ValueError, r"broken.py cannot be imported: it raises NameError: .*undefined.* \(line 1 of"),
-    "syntax.py:build": (ValueError, "syntax.py cannot be imported: it raises SyntaxError"),
-    "robustviz.nowhere:build": (ValueError, "cannot be imported: it raises ModuleNotFoundError"),
-    "torchvision:resnet81": (ValueError, "has no network for classification called 'resnet81'; it has: .*resnet18"),
-    "torchvision:fasterrcnn_resnet50_fpn": (ValueError, "no network for classification"),
-    "torchvision:resnet18?weights=DEFAULT": (ValueError, "must not have weights: nothing is downloaded"),
-    "torchvision:resnet18?classes=6": (ValueError, "unexpected keyword argument 'classes'"),
-    "timm:vit_tiny_patch16_224?pretrained=true": (ValueError, "nothing is downloaded"),
-    "timm:hf-hub:someone/model": (ValueError, "has no network"),
-    "digits-pgdd": (FileNotFoundError, "digits-pgd"),
-    "w.pt": (ValueError, "holds weights alone; say what builds the network"),
-}
-
-
-@pytest.mark.parametrize("spec", BAD_SPECS)
-def test_open_network_refuses(unchecked, folder, spec):
-    (folder / "broken.py").write_text("undefined\n")
-    (folder / "syntax.py").write_text("def build(:\n")
-    error, message = BAD_SPECS[spec]
-    before = torch.get_rng_state()
-    with pytest.raises(error, match=message):
-        opened(spec)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_settings_that_cannot_be_used(folder):
     with pytest.raises(ValueError, match="is a checkpoint, which holds all that it needs; leave out weights, layer"):
         open_network("digits-pgd", "w.pt", layer="head")
@@ -265,12 +97,6 @@ def test_code_runs_only_when_it_is_trusted(folder):
             open_network(spec)
     assert not (folder / "harm").exists()
     assert isinstance(open_network("torchvision:resnet18"), Classifier)
-
-
-def test_a_library_that_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match="timm:resnet18 needs the extra `networks`"):
-        open_network("timm:resnet18")
 
 
 def test_what_opens_it_again(folder):
@@ -306,3 +132,61 @@ def test_a_package_of_another_version_is_named_when_a_network_no_longer_opens():
 def test_a_network_that_was_not_opened_has_no_source():
     assert small_cnn().source is None
     assert open_network("digits-standard").replace().source is None
+
+
+PICTURES = ImageSet(torch.rand(12, 3, 32, 32, generator=seeded(0)), torch.arange(12) % 3, ("a", "b", "c"), "noise")
+DEFENDED = {
+    "plain": lambda network: network,
+    "CAS": lambda network: with_cas(network, 3),
+    "WNLL": lambda network: wnll_classifier(buffered(network), PICTURES, size=6, neighbors=4, scale_neighbor=2),
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"normalize": "imagenet", "classes": ["a", "b", "c"]}])
+@pytest.mark.parametrize("kind", DEFENDED)
+def test_a_trained_network_of_somebody_else_loads_with_its_defense(tmp_path, kind, settings):
+    source = open_network("torchvision:resnet18?num_classes=3", **settings).source
+    kept = json.loads(json.dumps(describe(source)))
+    plain = initialized(partial(defended, network=kept, classes=3), 5).eval()
+    trained = DEFENDED[kind](plain).eval()
+    build = architecture(trained, network=kept, classes=3, channels=3)
+    checkpoints.save(tmp_path / "model.safetensors", trained, build, RunRecord("train", {}, {}))
+    network, _ = checkpoints.load(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(network(PICTURES.images), trained(PICTURES.images))
+    assert isinstance(network.head, WNLLHead) == (kind == "WNLL")
+    other = initialized(partial(defended, network=kept, classes=3), 6).eval()
+    assert not torch.equal(other(PICTURES.images), plain(PICTURES.images)), "weights follow from the seed"
+
+
+def test_a_trained_network_of_ones_own_needs_trust(folder):
+    torch.save(plain(seed=3).state_dict(), "start.pt")
+    network = opened("my_networks.py:build", "start.pt")
+    build = partial(defended, network=describe(network.source), classes=3)
+    checkpoints.save("model.safetensors", network, build, RunRecord("train", {}, {}))
+    Path("start.pt").unlink()  # the trained weights are in the checkpoint
+    with pytest.raises(ValueError, match="trust=True"):
+        checkpoints.load("model.safetensors")
+    for again in (checkpoints.load("model.safetensors", trust=True)[0], opened("model.safetensors")):
+        assert torch.equal(again(IMAGES), network(IMAGES))
+    with trusting():
+        assert torch.equal(checkpoints.load("model.safetensors")[0](IMAGES), network(IMAGES))
+    (folder / "my_networks.py").write_text("changed = True")
+    with pytest.raises(ValueError, match=r"is not what it was: my_networks\.py was"):
+        checkpoints.load("model.safetensors", trust=True)
+
+
+def test_a_network_with_other_outputs_than_classes_is_refused():
+    with pytest.raises(ValueError, match="must have 6 outputs, one for each class, but torchvision:resnet18 has 1000"):
+        defended(network="torchvision:resnet18", classes=6)
+    with pytest.raises(ValueError, match=r"network must be one of small_cnn, .* got 'resnet19'"):
+        defended(network="resnet19")
+
+
+def test_the_shape_of_unusual_images_is_remembered(folder):
+    code = "def oblong(): return nn.Sequential(nn.Flatten(), nn.Linear(105, 3))"
+    (folder / "oblong.py").write_text(f"from torch import nn\n{code}\n")
+    images = torch.rand(2, 3, 5, 7)
+    network = opened("oblong.py:oblong", images=images)
+    again = Source.read(json.loads(json.dumps(describe(network.source)))).open(trust=True)
+    assert torch.equal(again(images), network(images))

@@ -174,13 +174,13 @@ def buffered(classifier: Classifier, width: int = 64, *, generator: Generator | 
     Raises:
         ValueError: If the head is not linear, or width is below 1.
     """
-    head = classifier.head
-    if not isinstance(head, nn.Linear) or width < 1:
+    head: Any = classifier.head
+    if not isinstance(getattr(head, "in_features", None), int) or width < 1:
         raise ValueError(f"head must be linear and width >= 1, got {type(head).__name__} and width={width}")
     generator = seeded(0) if generator is None else generator
-    layers = []
+    layers, like = [], next(head.parameters())
     for inputs, outputs in ((head.in_features, width), (width, head.out_features)):
-        layer = nn.Linear(inputs, outputs, device="meta", dtype=head.weight.dtype).to_empty(device=head.weight.device)
+        layer = nn.Linear(inputs, outputs, device="meta", dtype=like.dtype).to_empty(device=like.device)
         with torch.no_grad():
             start = torch.randn(outputs, inputs, generator=generator, device=generator.device)
             layer.weight.copy_(start * (2 / inputs) ** 0.5)
