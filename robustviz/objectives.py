@@ -5,12 +5,13 @@ Each is a plain function `(model, images, labels, /, *, generator=None) -> (n,)`
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from robustviz.tensors import check_labels, evaluating
+from robustviz.tensors import check_labels, check_logits, evaluating
 from robustviz.types import Images, Labels, Logits, Objective, PerImage
 
 
@@ -58,33 +59,41 @@ def objective_and_logits(
     """Evaluate an objective and keep the logits that its forward pass made, so that one pass serves both.
 
     An objective may pass other images through the model too; the logits returned are those of `images`. Where the
-    objective never passes them, one more forward pass is made.
+    objective never passes them, one more forward pass is made. The model gets a copy at every pass, because it may
+    write into what it is given.
 
     Returns:
-        The objective (n,) with its gradient, and the logits (n, K) without; both in the dtype of the images.
+        The objective (n,) with its gradient, in the dtype of the images but in float32 at least, and the logits
+        (n, K) without, as the model gave them.
 
     Raises:
         ValueError: If the model does not return logits of shape (n, K), or a label is not below K.
     """
+    asked: list[bool] = []
     seen: list[Logits] = []
 
-    def remember(module: nn.Module, inputs: tuple[object, ...], output: Logits) -> None:
-        if inputs and inputs[0] is images:
-            if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(images):
-                shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-                raise ValueError(f"model must return logits of shape ({len(images)}, classes), got {shape}")
-            check_labels(labels, len(images), output.shape[1])
-            seen.append(output.detach())
+    def copy(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        asked.append(bool(inputs) and inputs[0] is images)
+        return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
 
-    hook = model.register_forward_hook(remember)
+    def remember(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if asked.pop():
+            logits = check_logits(output, len(images))
+            check_labels(labels, len(images), logits.shape[1])
+            seen.append(logits.detach())
+
+    if isinstance(model, torch.jit.ScriptModule):  # takes no hooks itself
+        model = nn.Sequential(model)
+    hooks = model.register_forward_pre_hook(copy, prepend=True), model.register_forward_hook(remember)
     try:
         values = objective(model, images, labels, generator=generator)
         if not seen:
             with torch.no_grad():
                 model(images)
     finally:
-        hook.remove()
-    return values.to(images.dtype), seen[-1].to(images.dtype)
+        for hook in hooks:
+            hook.remove()
+    return values.to(torch.promote_types(images.dtype, torch.float32)), seen[-1]
 
 
 Heads = Callable[..., list[tuple[float, Logits]]]

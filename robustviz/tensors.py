@@ -1,5 +1,6 @@
 """The few helpers that attacks, training and evaluation share."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -55,14 +56,17 @@ def project(images: Images, attacked: Float[Tensor, "n c h w"], threat: Threat) 
         length = norms(perturbation, "l2").clamp_min(torch.finfo(images.dtype).tiny)
         perturbation = perturbation * per_image((threat.epsilon / length).clamp_max(1), perturbation)
     nearest = (clean + perturbation).clamp(0, 1)
-    return nearest if images.dtype.itemsize >= 4 else _rounded_inwards(images, nearest)
+    return rounded_inwards(images, nearest)
 
 
-def _rounded_inwards(images: Images, points: Float[Tensor, "n c h w"]) -> Images:
-    """Round points to the images' half precision; a pixel that this moves outwards takes the next number inwards.
+def rounded_inwards(images: Images, points: Float[Tensor, "n c h w"]) -> Images:
+    """Round points to the half precision of the images, so that no pixel gets farther away; else return them.
 
-    Numbers >= 0 of a floating-point type are ordered as their bit patterns are, so the next one is one bit away.
+    A pixel that rounding moves outwards takes the next number inwards. Numbers >= 0 of a floating-point type are
+    ordered as their bit patterns are, so the next one is one bit away.
     """
+    if images.dtype.itemsize >= 4:
+        return points
     rounded = points.to(images.dtype)
     outwards = (wide(rounded) - wide(images)).abs() > (points - wide(images)).abs()
     step = torch.where(images > rounded, 1, -1).to(torch.int16)
@@ -97,8 +101,8 @@ def batch_dependent(model: nn.Module, images: Images | None = None) -> bool:
 
     Args:
         model: The model, left as it is.
-        images: Images in [0, 1]. The first of them is passed through the model beside itself and beside its negative,
-            both times with the same random draws; four images in two passes.
+        images: Images in [0, 1], to ask with. The first is passed through the model beside itself and beside its
+            opposite (white where it is dark), both times with the same random draws.
 
     Returns:
         Whether it depends; also True if the model cannot answer two images, because it wants a batch of one size.
@@ -114,6 +118,7 @@ def batch_dependent(model: nn.Module, images: Images | None = None) -> bool:
 
 def stochastic(model: nn.Module) -> bool:
     """Tell whether a module of the model draws at random (`stochastic = True`); see `drawing`."""
+    check_model(model)
     return any(getattr(module, "stochastic", False) for module in model.modules())
 
 
@@ -122,13 +127,23 @@ def _counts_the_batch(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.running_mean is None and module.running_var is None
 
 
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Run compiled modules uncompiled inside the block: once for another batch size, or back more than once."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and its import takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 @torch.no_grad()
 def _answers_jointly(model: nn.Module, image: Float[Tensor, "1 c h w"]) -> bool:
-    """Whether the answer for an image differs beside itself and beside its negative, by more than rounding."""
+    """Whether the answer for an image differs beside itself and beside its opposite, by more than rounding."""
     answers = []
     streams = [torch.default_generator, *([torch.cuda.default_generators[image.get_device()]] if image.is_cuda else [])]
-    with evaluating(model), torch.random.fork_rng([image.device] if image.is_cuda else []):
-        for other in (image, 1 - image):
+    with evaluating(model), eagerly(), torch.random.fork_rng([image.device] if image.is_cuda else []):
+        for other in (image, (image < 0.5).to(image.dtype)):
             for stream in streams:
                 stream.manual_seed(0)
             with drawing(model, seeded(0)):
@@ -184,11 +199,7 @@ def drawing(model: nn.Module, generator: Generator | None) -> Iterator[None]:
 
 
 def logits_of(model: nn.Module, images: Images) -> Logits:
-    """Pass a copy of the images through the model, which may write into it, and check what comes out.
-
-    Raises:
-        ValueError: See `check_logits`.
-    """
+    """Pass a copy of the images through the model, which may write into it, and `check_logits`."""
     return check_logits(model(images.clone()), len(images))
 
 
@@ -214,11 +225,7 @@ def check_logits(output: Any, count: int) -> Logits:
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is not a module.
-
-    Raises:
-        TypeError: With the type and the remedy.
-    """
+    """Refuse with a TypeError what is not a module."""
     if not isinstance(model, nn.Module):
         remedy = "call a function in the forward method of a module"
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; {remedy}")

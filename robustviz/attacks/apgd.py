@@ -1,7 +1,12 @@
-"""Auto-PGD: projected gradient ascent with momentum that chooses its step size by itself.
+"""Auto-PGD: projected gradient ascent with momentum that chooses the step size of each image by itself.
 
-It starts with steps as wide as the ball and, image by image, halves them and goes back to the best point whenever the
-objective stops rising. A step costs one forward and one backward pass; the last point is only looked at.
+    z_k+1   = P(x_k + eta_k d(grad J(x_k, y)))                         eta_0 = 2 epsilon
+    x_k+1   = P(x_k + alpha (z_k+1 - x_k) + (1 - alpha) (x_k - x_k-1))   alpha = 0.75, at the first step 1
+
+d and P are those of `gradient`. At each of the checkpoints w_j an image whose objective J rose in fewer than
+rho (w_j - w_j-1) of the steps since the last one, or whose step size and largest objective both stayed the same,
+halves eta and goes back to its best point. In the code 1 - alpha is `MOMENTUM`, rho `RISING`, eta `size`, and the w_j
+are `checkpoints`. A step costs one forward and one backward pass; the last point is only looked at.
 """
 
 from collections.abc import Iterator
@@ -18,23 +23,29 @@ from robustviz.attacks.common import (
     Best,
     Look,
     OnStep,
-    Step,
+    Seen,
     at_least,
-    lengths,
+    attacking,
+    check_early_exit,
+    looking,
     pixel_gradient,
     random_perturbation,
+    report,
+    steepest,
     whole,
 )
-from robustviz.objectives import cross_entropy, objective_and_logits
-from robustviz.tensors import batch_dependent, check_images, evaluating, per_image, project, seeded
+from robustviz.objectives import cross_entropy
+from robustviz.records import revision
+from robustviz.tensors import check_images, check_labels, logits_of, per_image, project, seeded, wide
 from robustviz.types import LINF_8, Images, Labels, Objective, PerImage, Threat
 
 MOMENTUM = 0.25
-"""Share of the last move in the next one."""
+"""1 - alpha: share of the last move in the next one."""
 RISING = 0.75
-"""Share of steps between two checkpoints that must raise the objective for the step size to stay."""
+"""rho: share of steps between two checkpoints that must raise the objective for the step size to stay."""
 
 
+@revision(2)
 def apgd(
     model: nn.Module,
     images: Images,
@@ -68,27 +79,28 @@ def apgd(
         generator: Source of the random starts and of the objective's own draws; None is a fresh one seeded 0.
 
     Returns:
-        Of all points on the path, one that fools the model, else the one with the largest objective. A
-        batch-dependent model keeps whole batches instead.
+        Of all points on the path, one that fools the model, else the one with the largest objective. In
+        a batch-dependent model the batch moves as a whole, and each image chooses by what the model answers to it
+        alone.
 
     Raises:
-        TypeError: If images or labels are not tensors of the right kind.
-        ValueError: If images, labels or a setting are out of range, if `early_exit` meets a batch-dependent model or
-            `on_step`, or if the objective has no gradient with respect to the images.
+        TypeError: If the model is not a module, or images or labels are not tensors of the right kind.
+        ValueError: If images, labels, logits or a setting are out of range, if `early_exit` is used with a
+            batch-dependent model or `on_step`, or if the objective has no gradient with respect to the images.
 
     Source: Croce & Hein, "Reliable evaluation of adversarial robustness", arXiv 2003.01690, algorithm 1.
     """
     at_least(1, steps=steps, restarts=restarts)
+    check_images(images, labels)
+    check_early_exit(early_exit, model, images, on_step)
     generator = seeded(0) if generator is None else generator
-
-    def look(points: Images, rows: Int[Tensor, "m"]) -> tuple[PerImage, Bool[Tensor, "m"]]:
-        values, logits = objective_and_logits(objective, model, points, labels[rows], generator)
-        return -values if targeted else values, (logits.argmax(1) == labels[rows]) == targeted
-
-    search = _Search(threat, steps, random_start, early_exit, on_step, -1 if targeted else 1)
-    return search.run(model, images, labels, repeat(look, restarts), generator)
+    with attacking(model, images, labels) as (images, labels):
+        look = looking(model, labels, objective, targeted, generator)
+        search = _Search(threat, steps, random_start, early_exit, on_step, targeted)
+        return search.run(images, repeat(look, restarts), generator)
 
 
+@revision(2)
 def apgd_targeted(
     model: nn.Module,
     images: Images,
@@ -113,19 +125,20 @@ def apgd_targeted(
     """
     at_least(1, steps=steps, targets=targets)
     check_images(images, labels)
+    check_early_exit(early_exit, model, images, on_step)
     generator = seeded(0) if generator is None else generator
-    with evaluating(model), torch.no_grad():
-        logits = objective_and_logits(cross_entropy, model, images, labels, generator)[1]
-    ranked = logits.scatter(1, labels[:, None], -inf).argsort(1, descending=True)
+    with attacking(model, images, labels) as (images, labels):
+        with torch.no_grad():
+            logits = logits_of(model, images)
+        check_labels(labels, len(images), logits.shape[1])
+        ranked = logits.scatter(1, labels[:, None], -inf).argsort(1, descending=True)
 
-    def look(points: Images, rows: Int[Tensor, "m"], rank: int) -> tuple[PerImage, Bool[Tensor, "m"]]:
-        towards = partial(_dlr_towards, targets=ranked[rows, rank])
-        values, logits = objective_and_logits(towards, model, points, labels[rows], generator)
-        return values, logits.argmax(1) != labels[rows]
+        def look(points: Images, rows: Int[Tensor, "m"], rank: int) -> Seen:
+            towards = partial(_dlr_towards, targets=ranked[rows, rank])
+            return looking(model, labels, towards, False, generator)(points, rows)
 
-    looks = (partial(look, rank=rank) for rank in range(min(targets, logits.shape[1] - 1)))
-    search = _Search(threat, steps, random_start, early_exit, on_step)
-    return search.run(model, images, labels, looks, generator)
+        looks = (partial(look, rank=rank) for rank in range(min(targets, logits.shape[1] - 1)))
+        return _Search(threat, steps, random_start, early_exit, on_step).run(images, looks, generator)
 
 
 def _dlr_towards(
@@ -166,6 +179,42 @@ class _Climb:
     rises: PerImage
     halved: Bool[Tensor, "m"]
 
+    @classmethod
+    def at(cls, start: Images, clean: Images, rows: Int[Tensor, "m"], epsilon: float) -> "_Climb":
+        """Begin at a point that nothing is known of."""
+        zero, still = wide(clean.new_zeros(len(clean))), torch.zeros_like(clean)
+        return cls(
+            rows=rows,
+            clean=clean,
+            point=start,
+            previous=start,
+            gradient=still,
+            values=zero + inf,
+            peak=start,
+            peak_gradient=still,
+            height=zero - inf,
+            last_height=zero - inf,
+            size=zero + 2 * epsilon,
+            rises=zero,
+            halved=torch.ones_like(zero, dtype=torch.bool),
+        )
+
+    def move(self, threat: Threat, momentum: float) -> None:
+        """Step along the gradient, keep a share of the last move, and stay in the ball."""
+        direction = steepest(self.gradient, threat.norm)
+        ahead = project(self.clean, self.point + per_image(self.size, direction) * direction, threat)
+        ahead, point, previous = wide(ahead), wide(self.point), wide(self.previous)
+        ahead = point.lerp(ahead, 1 - momentum).add_(point - previous, alpha=momentum)
+        self.previous, self.point = self.point, project(self.clean, ahead, threat)
+
+    def note(self, values: PerImage) -> None:
+        """Remember how high the point is, whether the objective rose, and the best point so far."""
+        rises, higher = values > self.values, values > self.height
+        self.rises, self.values = self.rises + rises, values
+        self.height = torch.where(higher, values, self.height)
+        self.peak = torch.where(whole(higher), self.point, self.peak)
+        self.peak_gradient = torch.where(whole(higher), self.gradient, self.peak_gradient)
+
     def leave(self, gone: Bool[Tensor, "m"]) -> None:
         """Let images go."""
         for name, value in vars(self).items():
@@ -183,92 +232,49 @@ class _Climb:
 
 @dataclass(frozen=True)
 class _Search:
-    """The loop behind both attacks, with its settings."""
+    """The settings of a search, and its loop: one climb for each look."""
 
     threat: Threat
     steps: int
     random_start: bool
     early_exit: bool
     on_step: OnStep | None
-    sign: int = 1
+    targeted: bool = False
 
-    def run(
-        self, model: nn.Module, images: Images, labels: Labels, looks: Iterator[Look], generator: Generator
-    ) -> Images:
+    def run(self, images: Images, looks: Iterator[Look], generator: Generator) -> Images:
         """Climb once for each look and keep for each image the best point seen."""
-        check_images(images, labels)
-        images = images.detach()
-        if self.early_exit and batch_dependent(model):
-            raise ValueError("early_exit must be False for a model whose answers depend on the whole batch")
-        if self.early_exit and self.on_step is not None:
-            raise ValueError("early_exit must be False with on_step, because a trace follows every image to the end")
-        best = Best(model, images)
-        with evaluating(model), torch.enable_grad():
-            for restart, look in enumerate(looks):
-                rows = best.open() if self.early_exit else torch.arange(len(images), device=images.device)
-                if not len(rows):
-                    break
-                self.climb(best, look, rows, images[rows], restart, generator)
+        best = Best(images)
+        for restart, look in enumerate(looks):
+            rows = best.open() if self.early_exit else best.everyone
+            if not len(rows):
+                break
+            clean = start = images[rows]
+            if self.random_start:
+                start = project(clean, clean + random_perturbation(clean, self.threat, generator), self.threat)
+            self.climb(best, look, _Climb.at(start, clean, rows, self.threat.epsilon), restart)
         return best.images
 
-    def climb(
-        self, best: Best, look: Look, rows: Int[Tensor, "m"], clean: Images, restart: int, generator: Generator
-    ) -> None:
+    def climb(self, best: Best, look: Look, climb: _Climb, restart: int) -> None:
         """Make the steps of one run and offer every point to `best`."""
-        start = clean.clone()
-        if self.random_start:
-            start = project(clean, clean + random_perturbation(clean, self.threat, generator), self.threat)
-        zero, still = clean.new_zeros(len(clean)), torch.zeros_like(clean)
-        climb = _Climb(
-            rows=rows,
-            clean=clean,
-            point=start,
-            previous=start,
-            gradient=still,
-            values=zero + inf,
-            peak=start,
-            peak_gradient=still,
-            height=zero - inf,
-            last_height=zero - inf,
-            size=zero + 2 * self.threat.epsilon,
-            rises=zero,
-            halved=torch.ones_like(zero, dtype=torch.bool),
-        )
         self.visit(climb, best, look, restart, 0)
         marks = checkpoints(self.steps)
         for step in range(1, self.steps + 1):
             if not len(climb.rows):
                 break
-            self.move(climb, MOMENTUM if step > 1 else 0.0)
+            climb.move(self.threat, MOMENTUM if step > 1 else 0.0)
             self.visit(climb, best, look, restart, step)
             if step in marks:
                 climb.judge(step - max([mark for mark in marks if mark < step], default=0))
-
-    def move(self, climb: _Climb, momentum: float) -> None:
-        """Step along the gradient, keep a share of the last move, and stay in the ball."""
-        linf = self.threat.norm == "linf"
-        direction = climb.gradient.sign() if linf else climb.gradient / lengths(climb.gradient, 2)
-        ahead = project(climb.clean, climb.point + per_image(climb.size, direction) * direction, self.threat)
-        ahead = climb.point.lerp(ahead, 1 - momentum).add_(climb.point - climb.previous, alpha=momentum)
-        climb.previous, climb.point = climb.point, project(climb.clean, ahead, self.threat)
 
     def visit(self, climb: _Climb, best: Best, look: Look, restart: int, step: int) -> None:
         """Evaluate the points, remember each image's best one, and take the gradient unless it is the last step."""
         point = climb.point.detach().requires_grad_(step < self.steps)
         with torch.set_grad_enabled(step < self.steps):
-            values, fooled = look(point, climb.rows)
+            seen = look(point, climb.rows)
         if step < self.steps:
-            climb.gradient = pixel_gradient(values, point)
-        values = values.detach()
-        if self.on_step is not None:
-            self.on_step(Step(restart, step, climb.point, self.sign * values, fooled))
-        best.offer(climb.rows, climb.point, fooled, values)
-        if best.together:
-            values = values.mean().expand_as(values)
-        rises, higher = values > climb.values, values > climb.height
-        climb.rises, climb.values = climb.rises + rises, values
-        climb.height = torch.where(higher, values, climb.height)
-        climb.peak = torch.where(whole(higher), climb.point, climb.peak)
-        climb.peak_gradient = torch.where(whole(higher), climb.gradient, climb.peak_gradient)
-        if self.early_exit and fooled.any():
-            climb.leave(fooled)
+            climb.gradient = pixel_gradient(seen.values, point)
+        report(self.on_step, restart, step, climb.point, seen, self.targeted)
+        best.offer(climb.rows, climb.point, seen.fooled, seen.values)
+        climb.note(seen.values.detach())
+        if self.early_exit and seen.fooled.any():
+            climb.leave(seen.fooled)

@@ -8,9 +8,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from robustviz.attacks.common import Best, OnStep, Step, at_least, lengths, random_perturbation
-from robustviz.objectives import margin, objective_and_logits
-from robustviz.tensors import check_images, evaluating, norms, per_image, project, seeded
+from robustviz.attacks.common import (
+    Best,
+    OnStep,
+    Step,
+    at_least,
+    attacking,
+    looking,
+    normalized,
+    one_at_a_time,
+    random_perturbation,
+)
+from robustviz.objectives import margin
+from robustviz.records import revision
+from robustviz.tensors import batch_dependent, check_images, norms, per_image, project, rounded_inwards, seeded, wide
 from robustviz.types import LINF_8, Attack, Images, Labels, Objective, Threat
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -20,6 +31,7 @@ Propose = Callable[[int, Images, Images], Images]
 """`(step, clean, current)`: the points to try next, one for each image that is still attacked."""
 
 
+@revision(2)
 def square(
     model: nn.Module,
     images: Images,
@@ -52,11 +64,11 @@ def square(
 
     Returns:
         The first image found that fools the model, else the one with the largest objective. A batch-dependent model
-        keeps whole batches instead.
+        is attacked as it answers one image at a time.
 
     Raises:
-        TypeError: If images or labels are not tensors of the right kind.
-        ValueError: If images, labels or a setting are out of range.
+        TypeError: If the model is not a module, or images or labels are not tensors of the right kind.
+        ValueError: If images, labels, logits or a setting are out of range.
 
     Source: Andriushchenko et al., "Square Attack", arXiv 1912.00049, algorithms 1-3.
     """
@@ -78,6 +90,7 @@ def square(
     return _query(model, images, labels, propose, steps, targeted, objective, on_step, generator)
 
 
+@revision(2)
 def random_noise(
     model: nn.Module,
     images: Images,
@@ -144,20 +157,21 @@ def _query(
 ) -> Images:
     """Try the image itself, then `steps` proposals, on the images that do not fool yet; keep the best."""
     check_images(images, labels)
-    images = images.detach()
     at_least(1, steps=steps)
-    best, sign = Best(model, images), -1 if targeted else 1
-    with evaluating(model), torch.no_grad():
+    model, sign = one_at_a_time(model), -1 if targeted else 1
+    joint = batch_dependent(model, images)
+    with attacking(model, images, labels, gradients=False) as (images, labels):
+        best, look = Best(images), looking(model, labels, objective, targeted, generator)
         for step in range(steps + 1):
-            rows = best.open()
+            rows = best.everyone if joint else best.open()
             if not len(rows):
                 break
             points = propose(step, images[rows], best.images[rows]) if step else images[rows]
-            values, logits = objective_and_logits(objective, model, points, labels[rows], generator)
-            best.offer(rows, points, (logits.argmax(1) == labels[rows]) == targeted, sign * values)
+            seen = look(points, rows)
+            best.offer(rows, points, seen.fooled, seen.values)
             if on_step is not None:
                 on_step(Step(0, step, best.images.clone(), sign * best.score, best.fooled.clone()))
-    return best.images
+        return best.images
 
 
 def _windows(like: Images, side: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -190,11 +204,12 @@ def _paint(clean: Images, current: Images, side: int, threat: Threat, generator:
     """Set a window to the upper or lower end of the ball, channel by channel; never leave it as it was."""
     window, count, channels = _windows(clean, side, generator), len(clean), clean.shape[1]
     ends = threat.epsilon * _signs(clean, generator, count, channels, 1, 1)
-    painted = (clean[window] + ends).clamp(0, 1)
+    before = clean[window]
+    painted = rounded_inwards(before, (wide(before) + ends).clamp(0, 1))
     same = (painted == current[window]).flatten(1).all(1)
     ends[same] = -ends[same]
     points = current.clone()
-    points[window] = (clean[window] + ends).clamp(0, 1)
+    points[window] = rounded_inwards(before, (wide(before) + ends).clamp(0, 1))
     return points
 
 
@@ -207,7 +222,7 @@ def _tiles(images: Images, generator: Generator) -> Images:
     tiles = signs.repeat_interleave(side, 2).repeat_interleave(side, 3) * _bumps(images, side).repeat(rows, columns)
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
     tiles = F.pad(tiles, (left, width - columns * side - left, top, height - rows * side - top))
-    return tiles / lengths(tiles, 2)
+    return normalized(tiles, 2)
 
 
 def _bumps(like: Images, side: int) -> Float[Tensor, "side side"]:
@@ -226,7 +241,7 @@ def _bumps(like: Images, side: int) -> Float[Tensor, "side side"]:
 
 def _shift(clean: Images, current: Images, side: int, threat: Threat, generator: Generator) -> Images:
     """Clear one window and spend what its perturbation cost, and what is unused, on bumps in another window."""
-    change, count, channels = current - clean, len(clean), clean.shape[1]
+    change, count, channels = wide(current) - wide(clean), len(clean), clean.shape[1]
     window, cleared = _windows(clean, side, generator), _windows(clean, side, generator)
     bumps = _bumps(clean, side)
     upright = _signs(clean, generator, count, 1, 1, 1) > 0

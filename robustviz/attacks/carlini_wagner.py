@@ -1,20 +1,39 @@
-"""The attack of Carlini & Wagner: the nearest adversarial image in L2, by Adam in tanh space."""
+"""The attack of Carlini & Wagner: the nearest adversarial image in L2, by Adam in tanh space.
+
+    minimize over w:  ||x' - x||^2 + c (kappa - Z(x'))+      x' = (tanh(w) / SHRINK + 1) / 2
+
+Z is the margin by which the attacker wins, kappa the confidence asked for, and c a constant that is searched for each
+image by bisection: the smallest with which the attack succeeds comes nearest. In the code w is `place`, tanh(w)
+`curve`, Z the look's `values`, kappa `confidence`, c `const`.
+"""
 
 from math import atanh, inf
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Generator, Tensor, nn
 
-from robustviz.attacks.common import Best, Look, OnStep, Step, at_least, pixel_gradient
-from robustviz.objectives import margin, objective_and_logits
-from robustviz.tensors import check_images, evaluating, norms
+from robustviz.attacks.common import (
+    Best,
+    Look,
+    OnStep,
+    Step,
+    at_least,
+    attacking,
+    looking,
+    pixel_gradient,
+    sure,
+)
+from robustviz.objectives import margin
+from robustviz.records import revision
+from robustviz.tensors import batch_dependent, check_images, norms, wide
 from robustviz.types import Images, Labels, PerImage
 
 SHRINK = 0.8
 """Pixels are squeezed to [-SHRINK, SHRINK] before atanh, so that black and white have a finite place and can move."""
 
 
+@revision(2)
 def carlini_wagner(
     model: nn.Module,
     images: Images,
@@ -50,34 +69,29 @@ def carlini_wagner(
         generator: Not used; the attack is deterministic.
 
     Returns:
-        The nearest adversarial image found, else the image itself. A batch-dependent model keeps whole batches
-        instead, and no image stops before the others.
+        The nearest adversarial image found, else the image itself. It leads by `confidence`, and by more than rounding
+        can take back. In a batch-dependent model the batch moves as a whole, no image stops before the others, and
+        each image chooses by what the model answers to it alone.
 
     Raises:
-        TypeError: If images or labels are not tensors of the right kind.
-        ValueError: If images, labels or a setting are out of range, or the model cuts the gradient off.
+        TypeError: If the model is not a module, or images or labels are not tensors of the right kind.
+        ValueError: If images, labels, logits or a setting are out of range, or the model cuts the gradient off.
 
     Source: Carlini & Wagner, "Towards evaluating the robustness of neural networks", arXiv 1608.04644, sections V-VI.
     """
     check_images(images, labels)
-    images = images.detach()
     at_least(1, steps=steps, search_steps=search_steps)
     at_least(0, confidence=confidence)
     at_least(1e-12, initial_const=initial_const, lr=lr)
-    best = Best(model, images, score=0.0)
-    low, const, high = (images.new_full((len(images),), value) for value in (0.0, initial_const, inf))
-    with evaluating(model), torch.enable_grad():
+    joint = batch_dependent(model, images)
+    with attacking(model, images, labels) as (images, labels):
+        best, look = Best(images, score=0.0), looking(model, labels, margin, targeted, generator)
+        low, const, high = (torch.full_like(best.score, value) for value in (0.0, initial_const, inf))
         for search in range(search_steps):
-
-            def look(points: Images, rows: Int[Tensor, "m"]) -> tuple[PerImage, Bool[Tensor, "m"]]:
-                values, logits = objective_and_logits(margin, model, points, labels[rows], generator)
-                lead = -values if targeted else values
-                return lead, ((logits.argmax(1) == labels[rows]) == targeted) & (lead >= confidence)
-
-            found = _descend(look, images, const, best, search, steps, confidence, lr, on_step)
+            found = _descend(look, images, const, best, joint, search, steps, confidence, lr, on_step)
             low, high = torch.where(found, low, const), torch.where(found, const, high)
             const = torch.where(high.isinf(), 10 * const, (low + high) / 2)
-    return best.images
+        return best.images
 
 
 def _descend(
@@ -85,36 +99,38 @@ def _descend(
     images: Images,
     const: PerImage,
     best: Best,
+    joint: bool,
     search: int,
     steps: int,
     confidence: float,
     lr: float,
     on_step: OnStep | None,
 ) -> Bool[Tensor, "n"]:
-    """Make one round of Carlini & Wagner with a fixed constant for each image; return which images fooled."""
-    rows, clean, here, point = torch.arange(len(images), device=images.device), images, images, images.clone()
-    curve, edge = SHRINK * (2 * images - 1), atanh(SHRINK)
-    place, first, second = curve.atanh(), torch.zeros_like(images), torch.zeros_like(images)
+    """Make one round with a fixed constant for each image; return which images fooled."""
+    rows, clean, here, point = best.everyone, wide(images), images, images.clone()
+    curve, edge = SHRINK * (2 * clean - 1), atanh(SHRINK)
+    place, first, second = curve.atanh(), torch.zeros_like(clean), torch.zeros_like(clean)
     found, wins = torch.zeros_like(best.fooled), torch.zeros_like(best.fooled)
     lead, lowest = torch.zeros_like(const), torch.full_like(const, inf)
     for step in range(steps):
         here = here.detach().requires_grad_()
-        values, fooled = look(here, rows)
-        missing = const[rows] * (confidence - values).clamp_min(0)
-        slope, here = pixel_gradient(missing, here), here.detach()
-        change = here - clean
-        distance = norms(change, "l2")
+        seen = look(here, rows)
+        missing = confidence + sure(seen.logits, here) - seen.values
+        penalty = const[rows] * missing.clamp_min(0)
+        slope, here = wide(pixel_gradient(penalty, here)), here.detach()
+        change = wide(here) - clean
+        distance, fooled = norms(change, "l2"), seen.fooled & (missing < 0)
         best.offer(rows, here, fooled, -distance)
         found[rows] |= fooled
         if on_step is not None:
-            point[rows], lead[rows], wins[rows] = here, values.detach(), fooled
+            point[rows], lead[rows], wins[rows] = here, seen.values.detach(), seen.fooled
             on_step(Step(search, step, point.clone(), lead.clone(), wins.clone()))
         done = fooled & (distance == 0)  # wrong as it is: nothing nearer can be found
         if (step + 1) % max(steps // 10, 1) == 0:
-            loss = missing.detach() + distance.square()
+            loss = penalty.detach() + distance.square()
             done |= loss > 0.9999 * lowest[rows]
             lowest[rows] = loss
-        if done.any() and not best.together:
+        if done.any() and not joint:
             state = (rows, clean, curve, place, first, second, slope, change)
             rows, clean, curve, place, first, second, slope, change = (values[~done] for values in state)
             if not len(rows):
@@ -126,5 +142,5 @@ def _descend(
         scale = (second / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
         place = place.addcdiv_(first, scale, value=-lr / (1 - 0.9 ** (step + 1))).clamp_(-edge, edge)
         curve = place.tanh()
-        here = (curve / (2 * SHRINK)).add_(0.5).clamp_(0, 1)
+        here = (curve / (2 * SHRINK)).add_(0.5).clamp_(0, 1).to(images.dtype)
     return found

@@ -1,17 +1,21 @@
-"""What attacks share: the points of their path, the gradient to the pixels, and the best point found so far."""
+"""What attacks share: their look at the model, the steepest step, the points of a path, the best point so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 from math import inf, isfinite
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
-from robustviz.tensors import batch_dependent, norms, per_image
-from robustviz.types import Images, PerImage, Threat
+from robustviz.objectives import objective_and_logits
+from robustviz.tensors import batch_dependent, check_model, evaluating, norms, per_image, wide
+from robustviz.types import Images, Labels, Logits, Norm, Objective, PerImage, Threat
 
 
 @dataclass(frozen=True)
@@ -33,20 +37,152 @@ class Step:
     fooled: Bool[Tensor, "n"]
 
 
+STORED, SUMMED = 8, 64
+"""Rounding errors by which a minimal attack must win: those of the numbers, and those of the sums behind them.
+
+Both count relative to the largest logit; sums of half precision are taken in float32.
+"""
+
 OnStep = Callable[[Step], Any]
 
-Look = Callable[[Images, Int[Tensor, "m"]], tuple[PerImage, Bool[Tensor, "m"]]]
-"""`(points, rows)`: what is raised, at points that belong to the images `rows`, and whether the model is fooled."""
+
+class Seen(NamedTuple):
+    """What an attack sees of a model at some points.
+
+    Attributes:
+        values: What the attack raises, one number for each point.
+        fooled: Whether the model decides there as the attacker wants.
+        logits: What the model answers, without gradient.
+    """
+
+    values: PerImage
+    fooled: Bool[Tensor, "m"]
+    logits: Logits
+
+
+Look = Callable[[Images, Int[Tensor, "m"]], Seen]
+"""`(points, rows)`: asks the model about points that belong to the images `rows`; one forward pass."""
+
+
+def looking(
+    model: nn.Module,
+    labels: Labels,
+    objective: Objective,
+    targeted: bool,
+    generator: Generator | None,
+    *,
+    choosing: bool = True,
+) -> Look:
+    """Make the look of an attack: an objective that is raised, or lowered towards the labels of a targeted attack.
+
+    Args:
+        model: The model; in evaluation mode by now.
+        labels: Classes of all images.
+        objective: What is raised or lowered.
+        targeted: Whether `labels` are where the attacker wants to go.
+        generator: Handed to the objective.
+        choosing: Whether the attack chooses between points by what it sees. Of a batch-dependent model it then sees
+            what the model answers to one image at a time, because points of different batches compete, with the
+            gradient through the whole batch; that costs a second forward pass.
+    """
+    judge = one_at_a_time(model) if choosing else model
+
+    def look(points: Images, rows: Int[Tensor, "m"]) -> Seen:
+        values, logits = objective_and_logits(objective, model, points, labels[rows], generator)
+        if judge is not model:
+            with torch.no_grad():
+                alone, logits = objective_and_logits(objective, judge, points.detach(), labels[rows], generator)
+            values = straight_through(alone, values)
+        return Seen(-values if targeted else values, (logits.argmax(1) == labels[rows]) == targeted, logits)
+
+    return look
+
+
+def straight_through(values: Float[Tensor, "..."], moving: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return the first values with the gradient of the second."""
+    return values + (moving - moving.detach())
+
+
+def report(on_step: OnStep | None, restart: int, step: int, points: Images, seen: Seen, targeted: bool = False) -> None:
+    """Call `on_step`, if there is one, with a point of the path as the attack sees it."""
+    if on_step is not None:
+        values = seen.values.detach()
+        on_step(Step(restart, step, points, -values if targeted else values, seen.fooled))
+
+
+def sure(logits: Logits, points: Images) -> PerImage:
+    """Return the margin from which on a decision is no matter of rounding.
+
+    The same image gets slightly other logits in another batch, on another device or in another memory layout. An
+    attack that looks for the nearest image ends where logits tie, and must go beyond.
+    """
+    stored = max(torch.finfo(logits.dtype).eps, torch.finfo(points.dtype).eps)
+    summed = min(stored, torch.finfo(torch.float32).eps)
+    return (STORED * stored + SUMMED * summed) * logits.abs().amax(1).to(wide(points).dtype)
+
+
+@contextmanager
+def attacking(
+    model: nn.Module, images: Images, labels: Labels, *, gradients: bool = True
+) -> Iterator[tuple[Images, Labels]]:
+    """Attack a model in evaluation mode, with or without gradients, also inside `torch.no_grad` and inference mode.
+
+    Yields:
+        Images and labels without history, as autograd can use them.
+
+    Raises:
+        TypeError: If the model is not a module.
+        ValueError: If gradients are needed and the model itself was made in inference mode.
+    """
+    check_model(model)
+    if gradients and any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            "model must be made outside torch.inference_mode(), because its tensors keep no gradient there"
+        )
+    with evaluating(model), torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        images, labels = (values.clone() if values.is_inference() else values for values in (images, labels))
+        yield images.detach(), labels
+
+
+def one_at_a_time(model: nn.Module) -> nn.Module:
+    """Return the model as it answers one image at a time.
+
+    A batch-dependent module offers this form of itself by a method `alone()`; weights are shared. A model that has no
+    such form, or no need of it, is returned itself.
+    """
+    joint = [module for module in model.modules() if getattr(module, "batch_dependent", False)]
+    if not joint or not all(hasattr(module, "alone") for module in joint):
+        return model
+    return copied(model, {module: cast(Any, module).alone() for module in joint})
+
+
+def copied(model: nn.Module, exchanged: Mapping[nn.Module, nn.Module] = MappingProxyType({})) -> nn.Module:
+    """Copy a model that shares its tensors and generators with the copy; some modules are exchanged for others."""
+    shared = [
+        *model.parameters(),
+        *model.buffers(),
+        *(getattr(module, "generator", None) for module in model.modules()),
+    ]
+    memo: dict[int, Any] = {id(value): value for value in shared}
+    return deepcopy(model, memo | {id(module): other for module, other in exchanged.items()})
+
+
+def check_early_exit(early_exit: bool, model: nn.Module, images: Images, on_step: OnStep | None) -> None:
+    """Refuse `early_exit` where images may not leave.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    if early_exit and on_step is not None:
+        raise ValueError("early_exit must be False with on_step, because a trace follows every image to the end")
+    if early_exit and batch_dependent(model, images):
+        raise ValueError("early_exit must be False for a model whose answers depend on the whole batch")
 
 
 class Best:
     """The best point found so far for each image: one that fools goes before one that does not, then the score decides.
 
-    Where the answers of the model depend on the whole batch, points of different batches may not be mixed. Whole
-    batches are compared there: first by how many images fool, then by the mean score.
-
     Args:
-        model: Asked only whether its answers depend on the batch.
         images: Kept until something better is offered.
         score: What the images themselves count: 0 where the score is minus the distance, else minus infinity.
 
@@ -54,28 +190,26 @@ class Best:
         images: The best points.
         fooled: Whether the model decides there as the attacker wants.
         score: Their scores; larger is better.
-        together: Whether whole batches are compared.
+        everyone: The indices of all images.
     """
 
-    def __init__(self, model: nn.Module, images: Images, score: float = -inf):
+    def __init__(self, images: Images, score: float = -inf):
         self.images = images.clone()
         self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        self.score = images.new_full((len(images),), score)
-        self.together = batch_dependent(model)
+        self.score = wide(images.new_zeros(len(images))) + score
+        self.everyone = torch.arange(len(images), device=images.device)
 
-    def offer(self, rows: Int[Tensor, "m"], images: Images, fooled: Bool[Tensor, "m"], score: PerImage) -> None:
+    def offer(self, rows: Int[Tensor, "m"], points: Images, fooled: Bool[Tensor, "m"], score: PerImage) -> None:
         """Keep those of the offered points that are better than what is kept for the images `rows`."""
         before, height = self.fooled[rows], self.score[rows]
+        score = score.detach()
         better = (fooled & ~before) | ((fooled == before) & (score > height))
-        if self.together:
-            rank = [(int(won.sum()), float(value.mean())) for won, value in ((fooled, score), (before, height))]
-            better = torch.full_like(better, rank[0] > rank[1])
         kept = rows[better]
-        self.images[kept], self.fooled[kept], self.score[kept] = images[better], fooled[better], score[better]
+        self.images[kept], self.fooled[kept], self.score[kept] = points[better], fooled[better], score[better]
 
     def open(self) -> Int[Tensor, "m"]:
-        """Return the indices of the images that do not fool yet; of all images, if whole batches are compared."""
-        return (~self.fooled | self.together).nonzero().squeeze(1)
+        """Return the indices of the images that do not fool yet."""
+        return self.everyone[~self.fooled]
 
 
 def threat_of(attack: Any) -> Threat | None:
@@ -133,11 +267,32 @@ def pixel_gradient(values: PerImage, images: Images) -> Images:
     return torch.autograd.grad(values.sum(), images)[0].nan_to_num(0)
 
 
-def lengths(gradient: Images, order: int) -> Tensor:
-    """Measure each gradient, as (n, 1, 1, 1) to divide by: its mean absolute value (order 1) or Euclidean length (2).
+def steepest(gradient: Images, norm: Norm) -> Images:
+    """Return the step of length 1 along which a value with this gradient rises most: sign(g), or g / ||g||_2 in L2.
 
-    Never 0, so that a gradient that vanishes is left as it is.
+    A gradient of zero gives no step. Half precision becomes float32.
     """
-    flat = gradient.flatten(1)
+    return wide(gradient).sign() if norm == "linf" else normalized(gradient, 2)
+
+
+def steepness(gradient: Images, norm: Norm) -> PerImage:
+    """Return how much a value with this gradient rises along that step: the dual norm, ||g||_1 or ||g||_2; never 0."""
+    scaled, scale = _in_range(gradient)
+    dual = scaled.flatten(1).norm(p=1 if norm == "linf" else 2, dim=1) * scale.flatten()
+    return dual.clamp_min(torch.finfo(dual.dtype).tiny)
+
+
+def normalized(gradient: Images, order: int) -> Images:
+    """Divide each gradient by its mean absolute value (order 1) or Euclidean length (2); one of zero stays zero."""
+    scaled, _ = _in_range(gradient)
+    flat = scaled.flatten(1)
     length = flat.abs().mean(1) if order == 1 else flat.norm(dim=1)
-    return per_image(length.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
+    return scaled / per_image(length.clamp_min(torch.finfo(flat.dtype).tiny), scaled)
+
+
+def _in_range(gradient: Images) -> tuple[Images, Float[Tensor, "n 1 1 1"]]:
+    """Return gradients and the factors they were divided by: 1, unless squares or sums would leave the number range."""
+    gradient = wide(gradient)
+    peak = gradient.flatten(1).abs().amax(1)
+    scale = per_image(torch.where((peak > 1e16) | ((peak < 1e-18) & (peak > 0)), peak, 1), gradient)
+    return gradient / scale, scale

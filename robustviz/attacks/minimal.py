@@ -11,9 +11,35 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
-from robustviz.attacks.common import Best, OnStep, Step, at_least, lengths, pixel_gradient, whole
-from robustviz.objectives import logit_margin, margin, objective_and_logits
-from robustviz.tensors import batch_dependent, check_images, check_labels, evaluating, norms, per_image
+from robustviz.attacks.common import (
+    Best,
+    OnStep,
+    Step,
+    at_least,
+    attacking,
+    looking,
+    one_at_a_time,
+    pixel_gradient,
+    report,
+    steepest,
+    steepness,
+    straight_through,
+    sure,
+    whole,
+)
+from robustviz.objectives import logit_margin, margin
+from robustviz.records import revision
+from robustviz.tensors import (
+    batch_dependent,
+    check_images,
+    check_labels,
+    distances,
+    eagerly,
+    logits_of,
+    norms,
+    per_image,
+    wide,
+)
 from robustviz.types import Attack, Images, Labels, Logits, Norm, PerImage, Threat
 
 ROUNDING = 1e-6
@@ -32,7 +58,7 @@ def bounded(
 ) -> Images:
     """Make an attack that knows no radius obey a threat: what it finds farther away is put back to the image itself.
 
-    A model that answers a whole batch jointly then meets another batch than the attack did, and may be fooled less.
+    A model that answers a whole batch jointly is then given another batch than by the attack, and may be fooled less.
 
     Args:
         model: Handed to the attack.
@@ -46,10 +72,11 @@ def bounded(
         The attack's images where they lie in the ball, and the clean images elsewhere.
     """
     attacked = attack(model, images, labels, generator=generator)
-    inside = norms(attacked - images, threat.norm) <= threat.epsilon + ROUNDING
+    inside = distances(images, attacked, threat.norm) <= threat.epsilon + ROUNDING
     return torch.where(whole(inside), attacked, images)
 
 
+@revision(2)
 def fmn(
     model: nn.Module,
     images: Images,
@@ -79,44 +106,44 @@ def fmn(
         generator: Handed to the model's objective; the attack itself is deterministic.
 
     Returns:
-        The nearest adversarial image found, else the image itself. A batch-dependent model keeps whole batches.
+        The nearest adversarial image found, else the image itself. In a batch-dependent model the batch moves as a
+        whole, and each image chooses by what the model answers to it alone.
 
     Raises:
-        TypeError: If images or labels are not tensors of the right kind.
-        ValueError: If images, labels or a setting are out of range, or the model cuts the gradient off.
+        TypeError: If the model is not a module, or images or labels are not tensors of the right kind.
+        ValueError: If images, labels, logits or a setting are out of range, or the model cuts the gradient off.
 
     Source: Pintor et al., "Fast minimum-norm adversarial attacks through adaptive norm constraints",
     arXiv 2102.12827, algorithm 1.
     """
     check_images(images, labels)
-    images = images.detach()
     _check_norm(norm)
     at_least(1, steps=steps)
     at_least(0, step_size=step_size, gamma=gamma)
-    best, everyone = Best(model, images, score=0.0), torch.arange(len(images), device=images.device)
-    point, radius, sign = images, images.new_full((len(images),), inf), -1 if targeted else 1
-    with evaluating(model), torch.enable_grad():
+    with attacking(model, images, labels) as (images, labels):
+        best, look = Best(images, score=0.0), looking(model, labels, margin, targeted, generator)
+        x, radius = images, torch.full_like(best.score, inf)
         for step in range(steps):
             fade = (1 + cos(pi * step / steps)) / 2
-            point = point.detach().requires_grad_()
-            values, logits = objective_and_logits(margin, model, point, labels, generator)
-            slope, point = sign * pixel_gradient(values, point), point.detach()
+            here = x.clone().requires_grad_()
+            seen = look(here, best.everyone)
+            slope = wide(pixel_gradient(seen.values, here))
             # A pixel at the end of the box that is pushed outwards cannot help, and must not count.
-            slope = slope.where((point + slope.sign()).sub(0.5).abs() < 1.5, 0)
-            values, fooled = sign * values.detach(), (logits.argmax(1) == labels) == targeted
-            distance = norms(point - images, norm)
-            best.offer(everyone, point, fooled, -distance)
-            if on_step is not None:
-                on_step(Step(0, step, point, values, fooled))
+            slope = slope.where((x + slope.sign()).sub(0.5).abs() < 1.5, 0)
+            distance, missing = distances(images, x, norm), sure(seen.logits, here) - seen.values.detach()
+            fooled = seen.fooled & (missing < 0)
+            best.offer(best.everyone, x, fooled, -distance)
+            report(on_step, 0, step, x, seen)
             rate = 0.001 + (gamma - 0.001) * fade
-            boundary = 1.001 * (distance + values.abs() / _dual(slope, norm))  # a little beyond
+            boundary = 1.001 * (distance + missing.abs() / steepness(slope, norm))  # a little beyond
             outside = torch.where(best.fooled, radius * (1 + rate), boundary)
             radius = torch.where(fooled, torch.minimum(radius * (1 - rate), -best.score), outside)
             length = step_size * (0.01 + 0.99 * fade)
-            point = _within(images, point + length * slope / lengths(slope, 2), radius, norm)
-    return best.images
+            x = _within(images, x + length * steepest(slope, "l2"), radius, norm)
+        return best.images
 
 
+@revision(2)
 def deepfool(
     model: nn.Module,
     images: Images,
@@ -132,8 +159,8 @@ def deepfool(
 ) -> Images:
     """Walk to the nearest boundary of the model as it looks from here, again and again until it is crossed.
 
-    Images that fool the model leave the batch. A step costs one forward pass and one backward pass for each
-    candidate class.
+    An image has crossed when its lead is more than rounding can take back, in another batch too; then it leaves. A step
+    costs one forward pass and one backward pass for each candidate class.
 
     Args:
         model: Maps images in [0, 1] to logits; it is attacked in evaluation mode and left exactly as it was.
@@ -141,78 +168,83 @@ def deepfool(
         labels: True classes.
         norm: How distance is measured, `"l2"` or `"linf"`.
         steps: Most updates of an image.
-        overshoot: The whole way is lengthened by this share, in order to land behind the boundary.
+        overshoot: The whole way is lengthened by this share, so that it ends behind the boundary.
         candidates: How many of the most likely wrong classes are considered.
         on_step: Called with every `Step`; `objective` is the margin, and an image that has left stays where it is.
         generator: Not used; the attack is deterministic.
 
     Returns:
-        Images at the end of the walk. One that never fools the model ends where the last step took it.
+        Images at the end of the walk. One that never fools the model ends where the last step took it. In a
+        batch-dependent model an image stops when the model is fooled by it alone.
 
     Raises:
-        TypeError: If images or labels are not tensors of the right kind.
-        ValueError: If images, labels or a setting are out of range, or the model cuts the gradient off.
+        TypeError: If the model is not a module, or images or labels are not tensors of the right kind.
+        ValueError: If images, labels, logits or a setting are out of range, or the model cuts the gradient off.
 
     Source: Moosavi-Dezfooli, Fawzi & Frossard, "DeepFool", arXiv 1511.04599, algorithm 2 and section 3.2.
     """
     check_images(images, labels)
-    images = images.detach()
     _check_norm(norm)
     at_least(1, steps=steps, candidates=candidates)
     at_least(0, overshoot=overshoot)
-    point, way, together = images.clone(), torch.zeros_like(images), batch_dependent(model)
-    right, lead = torch.ones_like(labels, dtype=torch.bool), images.new_zeros(len(images))
-    rivals = labels[:, None]
-    with evaluating(model), torch.enable_grad():
+    joint = batch_dependent(model, images)
+    with attacking(model, images, labels) as (images, labels), eagerly():
+        judge = one_at_a_time(model)
+        x, way, lead = images.clone(), torch.zeros_like(wide(images)), wide(images.new_zeros(len(images)))
+        right, rivals = torch.ones_like(labels, dtype=torch.bool), labels[:, None]
         for step in range(steps + (on_step is not None)):
-            rows = (right | together).nonzero().squeeze(1)
-            here = point[rows].requires_grad_(step < steps)
-            logits = model(here).to(images.dtype)
+            rows = (right | joint).nonzero().squeeze(1)
+            here = x[rows].requires_grad_(step < steps)
+            answers = logits_of(model, here)
+            if judge is not model:
+                answers = straight_through(logits_of(judge, here.detach()), answers)
+            known, logits = sure(answers.detach(), here), answers.to(way.dtype)
             if step == 0:
                 check_labels(labels, len(images), logits.shape[1])
                 ranked = logits.detach().scatter(1, labels[:, None], -inf).argsort(1, descending=True)
                 rivals = ranked[:, : min(candidates, logits.shape[1] - 1)]
-            lead[rows], right[rows] = logit_margin(logits.detach(), labels[rows]), logits.argmax(1) == labels[rows]
+            lead[rows] = logit_margin(logits.detach(), labels[rows])
+            right[rows] = lead[rows] <= known
             if on_step is not None:
-                on_step(Step(0, step, point.clone(), lead.clone(), ~right))
+                on_step(Step(0, step, x.clone(), lead.clone(), lead > 0))
             if step == steps or not right.any():
                 break
-            move = _to_boundary(logits, here, labels[rows], rivals[rows], norm)
+            move = _to_boundary(logits, here, labels[rows], rivals[rows], 1.5 * known + 1e-6, norm)
             still = right[rows]
             rows = rows[still]
             way[rows] += move[still]
-            point[rows] = (images[rows] + (1 + overshoot) * way[rows]).clamp(0, 1)
-    return point
+            x[rows] = (wide(images[rows]) + (1 + overshoot) * way[rows]).clamp(0, 1).to(images.dtype)
+        return x
 
 
-def _to_boundary(logits: Logits, images: Images, labels: Labels, rivals: Int[Tensor, "m k"], norm: Norm) -> Images:
-    """Return the shortest step after which a linear model with these logits and gradients would hesitate."""
-    nearest, step = logits.new_full((len(images),), inf), torch.zeros_like(images)
+def _to_boundary(
+    logits: Logits, images: Images, labels: Labels, rivals: Int[Tensor, "m k"], beyond: PerImage, norm: Norm
+) -> Images:
+    """Return the shortest step after which a linear model with these logits and gradients would have changed sides.
+
+    Its margin is then `beyond`.
+    """
+    nearest, step = torch.full_like(beyond, inf), torch.zeros_like(wide(images))
     for rival in rivals.T:
         lead = (logits.gather(1, labels[:, None]) - logits.gather(1, rival[:, None])).squeeze(1)
         if not lead.requires_grad:
             raise ValueError("logits must have a gradient with respect to the images, but the model cuts it off")
         slope = -torch.autograd.grad(lead.sum(), images, retain_graph=True)[0].nan_to_num(0)
-        distance = (lead.detach() + 1e-6) / _dual(slope, norm)
-        direction = slope.sign() if norm == "linf" else slope / lengths(slope, 2)
-        step = torch.where(whole(distance < nearest), per_image(distance, slope) * direction, step)
+        distance = (lead.detach() + beyond) / steepness(slope, norm)
+        step = torch.where(whole(distance < nearest), per_image(distance, slope) * steepest(slope, norm), step)
         nearest = torch.minimum(nearest, distance)
     return step
 
 
-def _dual(slope: Images, norm: Norm) -> PerImage:
-    """How fast a value with this gradient rises per unit of distance, at best; never 0."""
-    return slope.flatten(1).norm(p=1 if norm == "linf" else 2, dim=1).clamp_min(torch.finfo(slope.dtype).tiny)
-
-
 def _within(images: Images, points: Images, radius: PerImage, norm: Norm) -> Images:
     """Project points onto the ball of each image's own radius, then clip them to [0, 1]."""
-    change, radius = points - images, per_image(radius, images)
+    change = wide(points) - wide(images)
     if norm == "linf":
-        change = torch.maximum(torch.minimum(change, radius), -radius)
+        change = torch.maximum(torch.minimum(change, per_image(radius, change)), -per_image(radius, change))
     else:
-        change = change * (radius / lengths(change, 2)).clamp_max(1)
-    return (images + change).clamp(0, 1)
+        length = norms(change, "l2").clamp_min(torch.finfo(change.dtype).tiny)
+        change = change * per_image((radius / length).clamp_max(1), change)
+    return (wide(images) + change).clamp(0, 1).to(images.dtype)
 
 
 def _check_norm(norm: str) -> None:

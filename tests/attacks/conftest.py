@@ -23,13 +23,21 @@ class Counter(torch.autograd.Function):
 
 
 class Counted(nn.Module):
-    """A network with other decisions for another batch, if asked; `forwards` and `backwards` list the batch sizes."""
+    """A network with other decisions for another batch, if asked; `forwards` and `backwards` list the batch sizes.
+
+    `trials` counts the passes of an image beside itself or its opposite, which only ask whether the batch matters.
+    """
 
     def __init__(self, net, batch_dependent=False):
         super().__init__()
-        self.net, self.batch_dependent, self.forwards, self.backwards = net, batch_dependent, [], []
+        self.net, self.batch_dependent, self.forwards, self.backwards, self.trials = net, batch_dependent, [], [], 0
 
     def forward(self, images):
+        if len(images) == 2 and any(
+            torch.equal(images[1], other) for other in (images[0], (images[0] < 0.5).to(images))
+        ):
+            self.trials += 1
+            return self.net(images)
         logits = self.net(Counter.apply(images, self))
         return logits - 0.5 * logits.mean(0) if self.batch_dependent else logits
 

@@ -143,38 +143,10 @@ class TestByHand:
         assert decisions(net, attacked).item() == 1
 
 
-class Counter(torch.autograd.Function):
-    """The identity, which counts the images that pass forward and back."""
-
-    @staticmethod
-    def forward(ctx, images, counts):
-        ctx.counts = counts
-        counts["forward"].append(len(images))
-        return images.view_as(images)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        ctx.counts["backward"].append(len(gradient))
-        return gradient, None
-
-
-class Counted(nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.counts = net, {"forward": [], "backward": []}
-
-    def forward(self, images):
-        return self.net(Counter.apply(images, self.counts))
-
-    @property
-    def passes(self):
-        return len(self.counts["forward"]), len(self.counts["backward"])
-
-
 @pytest.mark.parametrize(
     ("attack", "forward", "backward"),
     [
-        (fgsm, 1, 1),
+        (partial(fgsm), 1, 1),
         (partial(ifgsm, steps=7), 7, 7),
         (partial(mifgsm, steps=7), 7, 7),
         (partial(pgd, steps=7), 7, 7),
@@ -182,16 +154,18 @@ class Counted(nn.Module):
         (partial(pgd, steps=7, objective=margin, targeted=True), 7, 7),
         (partial(pgd, steps=7, on_step=lambda step: None), 8, 7),
         (partial(pgd, steps=7, restarts=3), 24, 21),
+        (partial(pgd, steps=7, keep="best"), 8, 7),
+        (partial(ifgsm, steps=7, keep="best", on_step=lambda step: None), 8, 7),
         (partial(pgd, steps=7, restarts=3, on_step=lambda step: None), 24, 21),
         (partial(pgd, steps=7, early_exit=True, threat=Threat("linf", 0.0)), 7, 7),
     ],
 )
-def test_passes(attack, forward, backward, digits_net, some):
-    net = Counted(digits_net)
+def test_passes(attack, forward, backward, counted, digits_net, some):
+    net = counted(digits_net)
     rows = decisions(digits_net, some[0]) == some[1]
     attack(net, some[0][rows], some[1][rows])
-    assert net.passes == (forward, backward)
-    assert set(net.counts["forward"] + net.counts["backward"]) == {int(rows.sum())}
+    assert (net.forwards, net.backwards) == ([int(rows.sum())] * forward, [int(rows.sum())] * backward)
+    assert net.trials == (2 if attack.keywords.get("early_exit") else 0)
 
 
 def test_no_gradient_of_the_parameters_is_computed(some):
@@ -206,19 +180,15 @@ def test_no_gradient_of_the_parameters_is_computed(some):
 
 
 @pytest.mark.parametrize("attack", [ifgsm, mifgsm])
-def test_early_exit_spends_passes_only_on_images_still_alive(attack, digits_net, some):
-    net, images = digits_net.double(), some[0].double()
-    try:
-        path, counted = [], Counted(net)
-        settings = {"threat": THREAT, "steps": 6}
-        attack(net, images, some[1], on_step=path.append, **settings)
-        fallen = torch.stack([step.fooled for step in path]).cummax(0).values
-        attacked = attack(counted, images, some[1], early_exit=True, **settings)
-    finally:
-        net.float()
+def test_early_exit_spends_passes_only_on_images_still_alive(attack, counted, double_net, some):
+    path, images, net = [], some[0].double(), counted(double_net)
+    settings = {"threat": THREAT, "steps": 6}
+    attack(double_net, images, some[1], on_step=path.append, **settings)
+    fallen = torch.stack([step.fooled for step in path]).cummax(0).values
+    attacked = attack(net, images, some[1], early_exit=True, **settings)
     alive = [len(images), *(~fallen).sum(1).tolist()]
     assert alive[0] > alive[1] > alive[-1] > 0
-    assert counted.counts["forward"] == alive[:6]
+    assert net.forwards == alive[:6]
     first = [int(fallen[:, i].double().argmax()) if fallen[-1, i] else 6 for i in range(len(images))]
     expected = torch.stack([path[step].images[i] for i, step in enumerate(first)])
     torch.testing.assert_close(attacked, expected, rtol=0, atol=1e-12)
@@ -233,11 +203,11 @@ def test_early_exit_fools_at_least_as_many(digits_net, some):
     assert 0 < right[1] <= right[0] + 1 < 40
 
 
-def test_early_exit_returns_images_that_are_wrong_already(digits_net, some):
+def test_early_exit_returns_images_that_are_wrong_already(counted, digits_net, some):
     images, wrong = some[0], (decisions(digits_net, some[0]) + 1) % 10
-    net = Counted(digits_net)
+    net = counted(digits_net)
     assert torch.equal(ifgsm(net, images, wrong, early_exit=True), images)
-    assert net.passes[0] == 1
+    assert net.forwards == [len(images)]
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -292,26 +262,50 @@ def test_restarts_keep_the_best(digits_net, some, targeted):
 class TogetherNet(nn.Module):
     """Every decision depends on the whole batch, as in a head that interpolates over a graph of it."""
 
-    batch_dependent = True
-
-    def __init__(self, net):
+    def __init__(self, net, joint=True):
         super().__init__()
-        self.net = net
+        self.net, self.batch_dependent = net, joint
 
     def forward(self, images):
         logits = self.net(images)
-        return logits - 0.5 * logits.mean(0)
+        return logits - 0.5 * logits.mean(0) if self.batch_dependent else 0.8 * logits
+
+    def alone(self):
+        return TogetherNet(self.net, joint=False)
 
 
-def test_a_batch_dependent_model_keeps_whole_batches(digits_net, some):
+def test_a_batch_dependent_model_moves_together_and_is_judged_alone(digits_net, some):
     net, path = TogetherNet(digits_net), []
-    settings = {"threat": Threat("linf", 0.06), "steps": 3, "restarts": 4}
-    attacked = pgd(net, *some, on_step=path.append, **settings)
+    settings = {"threat": Threat("linf", 0.06), "steps": 3}
+    attacked = pgd(net, *some, restarts=4, on_step=path.append, **settings)
     ends = [step for step in path if step.step == 3]
-    ranks = [(int(end.fooled.sum()), end.objective.mean().item()) for end in ends]
-    assert len(set(ranks)) > 1
-    assert torch.equal(attacked, ends[ranks.index(max(ranks))].images)
-    assert int((decisions(net, attacked) != some[1]).sum()) == max(ranks)[0]
+    assert torch.equal(ends[0].images, pgd(net, *some, **settings)), "the first restart moves as a single one does"
+    for end in ends:
+        assert torch.equal(end.fooled, decisions(net.alone(), end.images) != some[1])
+        torch.testing.assert_close(end.objective, cross_entropy(net.alone(), end.images, some[1]))
+    for i in range(len(attacked)):
+        ranks = [(bool(end.fooled[i]), end.objective[i].item()) for end in ends]
+        assert torch.equal(attacked[i], ends[ranks.index(max(ranks))].images[i])
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("objective", [cross_entropy, margin])
+def test_keep_best(digits_net, some, objective, targeted):
+    """The iterate with the largest objective, over all restarts; a step so long that the last one is often worse."""
+    images, path = some[0], []
+    labels = (some[1] + 1) % 10 if targeted else some[1]
+    settings = {"threat": THREAT, "steps": 6, "step_size": 0.15, "objective": objective, "targeted": targeted}
+    best = pgd(digits_net, images, labels, keep="best", restarts=2, on_step=path.append, **settings)
+    heights = torch.stack([step.objective for step in path]).detach() * (-1 if targeted else 1)
+    assert torch.equal(best, torch.stack([path[k].images[i] for i, k in enumerate(heights.argmax(0).tolist())]))
+    last = ifgsm(digits_net, images, labels, **settings)
+    values = [
+        objective(digits_net, points, labels)
+        for points in (ifgsm(digits_net, images, labels, keep="best", **settings), last)
+    ]
+    gain = (values[0] - values[1]) * (-1 if targeted else 1)
+    assert gain.min() >= -1e-5
+    assert gain.max() > 0.1
 
 
 def test_margin_objective_is_carlini_wagner_linf(digits_net, some):
@@ -357,6 +351,10 @@ class Toy(nn.Module):
         return self.answer(self.layer(images.flatten(1)))
 
 
+class Drawing(nn.Sequential):
+    stochastic, generator = True, None
+
+
 def nan(images):
     return images.clone().index_fill_(0, torch.tensor([0]), torch.nan)
 
@@ -378,6 +376,13 @@ BAD = {
     "logits": ({"model": Toy(lambda logits: logits.sum(1))}, ValueError, r"logits of shape \(2, classes\), got \(2,\)"),
     "cut": ({"model": Toy(torch.Tensor.detach)}, ValueError, "must have a gradient with respect to the images"),
     "trace and exit": ({"early_exit": True, "on_step": print}, ValueError, "early_exit must be False with on_step"),
+    "best and exit": ({"early_exit": True, "keep": "best"}, ValueError, "keep must be 'last' with early_exit"),
+    "keep": ({"keep": "first"}, ValueError, "keep must be 'last' or 'best', got 'first'"),
+    "best of luck": ({"keep": "best", "model": Drawing(Toy())}, ValueError, "draws at random"),
+    "hidden batch": ({"early_exit": True, "model": Toy(lambda z: z - z.mean(0))}, ValueError, "on the whole batch"),
+    "one logit": ({"model": Toy(lambda logits: logits[:, :1])}, ValueError, r"logits \(0, z\)"),
+    "no logits": ({"model": Toy(lambda logits: {"logits": logits})}, ValueError, "got dict; wrap it in a module"),
+    "function": ({"model": lambda images: images.flatten(1)}, TypeError, "torch.nn.Module, got function"),
     "batch": ({"early_exit": True, "model": TogetherNet(Toy())}, ValueError, "depend on the whole batch"),
 }
 

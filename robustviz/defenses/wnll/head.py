@@ -164,6 +164,10 @@ class WNLLHead(nn.Module):
         changed._lists, changed.training = self._lists, self.training
         return changed
 
+    def alone(self) -> "WNLLHead":
+        """Return the head as it answers one image at a time, for attacks that choose image by image."""
+        return self.with_settings(joint=False)
+
     def _graphs(self, features: Tensor) -> Iterator[tuple[Weights, float, Tensor]]:
         """Weights, multiplier and labels for each template."""
         features = checked(features)
