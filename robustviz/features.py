@@ -40,7 +40,7 @@ def recording(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Any
     Raises:
         ValueError: If the model has no layer of that name.
     """
-    modules = dict(unwrapped(model).named_modules())
+    modules = dict(unwrapped(model).named_modules(remove_duplicate=False))  # a layer may have several names
     if unknown := [layer for layer in layers if layer not in modules]:
         raise ValueError(f"layer must be one of {', '.join(filter(None, modules))}, got {', '.join(unknown)}")
     outputs: dict[str, Any] = {}

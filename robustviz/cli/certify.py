@@ -8,12 +8,13 @@ from cyclopts import Parameter, validators
 from robustviz.certificate import both_bounds
 from robustviz.certificate import certify as certified
 from robustviz.cli.app import Count, Radius, Seed, command_line, new_file, say
-from robustviz.cli.target import Target
+from robustviz.cli.target import Target, knows_defenses
 from robustviz.pages.certificate import certificate_page
 from robustviz.records import table
 from robustviz.tensors import seeded
 
 
+@knows_defenses
 def certify(
     target: Target,
     *,
@@ -60,6 +61,8 @@ def certify(
                 f"--out {out} has an interrupted run; add --resume to go on, or --force to start again"
             )
         state.unlink()
+    if bad := [radius for radius in radii if radius <= 0]:
+        raise ValueError(f"--radii must be > 0 on the [0, 1] pixel scale, got {bad[0]:g}")
     if not sigma:
         raise ValueError(f"--sigma must be > 0 on the [0, 1] pixel scale, got {sigma}")
     opened = target.opened(100)

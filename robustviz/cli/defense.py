@@ -29,24 +29,29 @@ def defenses(words: Iterable[str], trust: bool) -> Iterator[list[Defense]]:
         found = []
         for word in words:
             if is_foreign(word):
-                _ask(word, trust)
+                ask(f"--defense {word}", trust)
                 found.append(stack.enter_context(registered(read_record(word))))
             elif word != "none":
                 found.append(named(word))
         yield list({defense.name: defense for defense in found}.values())
 
 
-def _ask(word: str, trust: bool) -> None:
+def ask(what: str, trust: bool, place: str = "that file") -> None:
     """Ask at a terminal whether foreign code may run.
 
+    Args:
+        what: What the user typed that needs the code.
+        trust: Run it without asking.
+        place: Where the code is.
+
     Raises:
-        ValueError: If not, or there is nobody to ask.
+        ValueError: If it may not, or there is nobody to ask.
     """
     if trust:
         return
-    question = f"--defense {word} runs the code of that file. Do you trust it? [y/N] "
+    question = f"{what} runs the code of {place}. Do you trust it? [y/N] "
     if not sys.stdin.isatty() or input(question).strip().lower() not in ("y", "yes"):
-        raise ValueError(f"--defense {word} runs the code of that file; read it, and add --trust if you trust it")
+        raise ValueError(f"{what} runs the code of {place}; read it, and add --trust if you trust it")
 
 
 def options_of(chosen: Sequence[Defense], given: Mapping[str, str]) -> dict[str, Any]:

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from robustviz import checkpoints as stored
 from robustviz import diagnostics
 from robustviz.cli.app import Count, Seed, command_line, say, writable
-from robustviz.cli.target import Target, knows_defenses, shape_of
-from robustviz.data import ImageSet
+from robustviz.cli.target import Opened, Target, knows_defenses
 from robustviz.evaluation.suites import adaptive_attacks
 from robustviz.models import Classifier
 from robustviz.pages.diagnosis import diagnosis_page
@@ -48,7 +46,7 @@ def diagnose(
         raise FileExistsError(f"--out holds {existing[0]}; choose another folder or add --force")
     opened = target.opened(200)
     model, test_set, threat = opened.model, opened.images, opened.threat
-    plain = None if undefended is None else _comparable(undefended, test_set).to(test_set.images.device)
+    plain = None if undefended is None else _comparable(undefended, opened, target)
     say(str(opened))
     found = diagnostics.diagnose(
         model,
@@ -70,17 +68,13 @@ def diagnose(
         say(f"open {out / 'index.html'}")
 
 
-def _comparable(name: str, test_set: ImageSet) -> Classifier:
+def _comparable(name: str, opened: Opened, target: Target) -> Classifier:
     """Load the network to compare with, made for the classes and the shape of these images.
 
     Raises:
-        ValueError: If its record says that it was made for others.
+        ValueError: If it was made for others.
     """
-    model, record = stored.load(name)
-    shape = list(test_set.images.shape[1:])
-    made_for = shape_of(record)
-    if made_for not in (shape, [shape[0], "any", "any"]):
-        raise ValueError(f"--undefended {name} was made for images of shape {made_for}, but these have shape {shape}")
-    if (classes := tuple(record.settings.get("classes", ()))) != test_set.classes:
-        raise ValueError(f"--undefended {name} was trained on the classes {classes}, but these are {test_set.classes}")
-    return model
+    try:
+        return target.beside(name, opened.data).opened(1).model
+    except ValueError as error:
+        raise ValueError(f"--undefended {name} does not suit {opened.name}: {error}") from error

@@ -8,7 +8,6 @@ from cyclopts import Parameter, validators
 
 from robustviz.cli.app import Count, Seed, command_line, say, unused
 from robustviz.cli.target import Opened, Target, knows_defenses
-from robustviz.data import load
 from robustviz.geometry import MAP_NEIGHBORS, Embedding, Separation, separation_rows
 from robustviz.models import Classifier
 from robustviz.records import RunRecord, describe, table, write_atomic
@@ -60,7 +59,7 @@ def features(
             f"{len(test_set)} of as many classes; give more, the default is 200"
         )
     other = None if beside is None else _beside(beside, opened, target)
-    pool = load(opened.data, "train", root=target.root)
+    pool = target.load(opened.data, "train")
     training_set = pool.subset(min(training_images, len(pool)))
     if len(training_set) <= MAP_NEIGHBORS:
         raise ValueError(
@@ -89,7 +88,7 @@ def features(
 def _beside(name: str, opened: Opened, target: Target) -> Classifier:
     """Load the other network, which must take the images of the first one and know their classes."""
     try:
-        return Target(name, data=opened.data, images=1, device=target.device, root=target.root).opened(1).model
+        return target.beside(name, opened.data).opened(1).model
     except ValueError as error:
         raise ValueError(f"--beside {name} does not suit {opened.name}: {error}") from error
 

@@ -1,8 +1,9 @@
 """What a command measures: a trained network, test images and a threat; options that several commands share."""
 
+import re
 import shlex
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,15 +14,19 @@ from cyclopts import CycloptsError, Parameter
 from robustviz import checkpoints as stored
 from robustviz.cli.app import Count, Radius, app, say
 from robustviz.cli.defense import defenses
-from robustviz.data import DOWNLOADS, TORCHVISION_SETS, ImageSet, load
+from robustviz.cli.own import is_own, own_model, permit
+from robustviz.data import DOWNLOADS, TORCHVISION_SETS, ImageSet, Part, load
 from robustviz.models import Classifier
 from robustviz.presets import usual_device, usual_threat
-from robustviz.records import RunRecord
+from robustviz.records import RunRecord, describe
 from robustviz.tensors import norms
 from robustviz.types import Norm, Threat
 
 RETRAINED = Path("runs/retrained")
 """Folder of networks that are trained again."""
+
+OWN = ("weights", "head", "normalize", "output", "class_map")
+"""Options for networks of the user's own."""
 
 
 @Parameter(name="*")
@@ -30,22 +35,38 @@ class Target:
     """Options that say what is measured; a command that takes a `Target` has them all.
 
     Attributes:
-        checkpoint: A run folder, a .safetensors file, or a name that `robustviz checkpoints` lists.
-        data: As in `robustviz train`; default: what the network was trained on.
-        norm: linf or l2; default: what the record of the network says.
-        epsilon: How far the attacker may go, such as 8/255; default: what the record of the network says.
+        checkpoint: A name that `robustviz checkpoints` lists, a run folder, a .safetensors file; or a network of your
+            own: my_networks.py:build, package.module:function, torchvision:resnet18?num_classes=6, or
+            timm:NAME?num_classes=6. Arguments of the function follow a question mark.
+        data: As in `robustviz train`, also set.npz or labels.csv; default: what the network was trained on.
+        resize: Length of the short side of the images in pixels; without --crop a square is cut out of the middle.
+        crop: Side of the square that is cut out of the middle, at most --resize.
+        pictures: Folder of the pictures that labels.csv names; default: the folder of that file.
+        norm: linf or l2; default: what the record of the network says, or linf.
+        epsilon: How far the attacker may go, such as 8/255; default: what the record of the network says, or what is
+            usual for the data.
         images: How many test images, drawn evenly from the classes, or all if there are fewer; default: 1000 with
-            evaluate, 500 with attack-suite, 200 with diagnose and features.
+            evaluate, 500 with attack-suite, 200 with diagnose and features, 100 with certify.
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
         retrain: First train the network again, by the command in its record, into runs/retrained.
         defense: FILE.py:NAME, a record of your own that the network needs; give the option once for each.
-        trust: Run the code of such a file without asking.
+        trust: Run the code of such a file, or of a network of your own, without asking. Read it first.
+        weights: Weights of a network of your own: a .safetensors file, or a state dict that `torch.save` wrote.
+            Without them they are random.
+        head: Name of its head, such as fc; default: the last linear layer.
+        normalize: imagenet, or MEAN/STD such as 0.5/0.25, if the network does not normalize by itself.
+        output: Key or number of the logits, if the network returns a dictionary or tuple.
+        class_map: NAME=OUTPUT, such as cat=281, which output means which class of the data, if it has more outputs or
+            another order; give the option once for each class.
     """
 
     checkpoint: str
     _: KW_ONLY
     data: str | None = None
+    resize: Count | None = None
+    crop: Count | None = None
+    pictures: Path | None = None
     norm: Norm | None = None
     epsilon: Radius = None
     images: Count | None = None
@@ -54,6 +75,11 @@ class Target:
     retrain: bool = False
     defense: tuple[str, ...] = ()
     trust: bool = False
+    weights: Path | None = None
+    head: str | None = None
+    normalize: str | None = None
+    output: str | None = None
+    class_map: tuple[str, ...] = ()
 
     def opened(self, usual_images: int) -> "Opened":
         """Load the network, the test images to measure it on and the threat its record names.
@@ -66,18 +92,52 @@ class Target:
             ValueError: If the record is not from `robustviz train`, the images do not suit the network, or epsilon is
                 out of range.
         """
+        wanted = self.images or usual_images
+        return self._own(wanted) if is_own(self.checkpoint) else self._trained(wanted)
+
+    def load(self, data: str, part: Part, limit: int | None = None) -> ImageSet:
+        """Load a part of the data in the size that the options say."""
+        size: dict[str, Any] = {"resize": self.resize, "crop": self.crop, "pictures": self.pictures}
+        return load(data, part, root=self.root, limit=limit, **size)
+
+    def beside(self, name: str, data: str) -> "Target":
+        """Return the target of another network on the same images."""
+        nothing: dict[str, Any] = {"weights": None, "head": None, "normalize": None, "output": None, "class_map": ()}
+        return replace(self, checkpoint=name, data=data, retrain=False, images=1, **nothing)
+
+    def _own(self, wanted: int) -> "Opened":
+        """Open a network of the user's own."""
+        name = self.checkpoint
+        if self.retrain:
+            raise ValueError(f"--retrain: {name} is not from `robustviz train`, so no command is known that trains it")
+        permit(name, self.trust)
+        if self.data is None:
+            raise ValueError(f"--data must be given for {name}, because no record says what it was trained on")
+        test_set = self.load(self.data, "test", wanted)
+        threat = usual_threat(self.data, self.norm or "linf", self.epsilon)
+        check_radius(threat, test_set)
+        device = usual_device(self.device)
+        settings = {word: getattr(self, word) for word in OWN}
+        model = own_model(name, test_set, **settings)
+        record = RunRecord("own network", {"source": describe(model.source)}, {})
+        return Opened(name, self.data, record, model.to(device), test_set.to(device), threat)
+
+    def _trained(self, wanted: int) -> "Opened":
+        """Open a network that `robustviz train` wrote."""
+        if given := [f"--{word.replace('_', '-')}" for word in OWN if getattr(self, word)]:
+            raise ValueError(f"{self.checkpoint} is a checkpoint, which needs no {', '.join(given)}; leave that out")
         name = retrained(self.checkpoint, self.data, self.root) if self.retrain else self.checkpoint
         classifier, record = stored.load(name)
         known, classes = _trained_with(name, record)
         data = data_name(record, self.data)
         radius = known.epsilon if self.epsilon is None and self.norm in (None, known.norm) else self.epsilon
         threat = usual_threat(data, self.norm or known.norm, radius)
-        test_set = load(data, "test", root=self.root, limit=self.images or usual_images)
+        test_set = self.load(data, "test", wanted)
         if test_set.classes != classes:
             raise ValueError(
                 f"--data {data} has the classes {test_set.classes}, but the network was trained on {classes}"
             )
-        shape, made_for = list(test_set.images.shape[1:]), shape_of(record)
+        shape, made_for = list(test_set[:1].images.shape[1:]), shape_of(record)
         if made_for not in (shape, [shape[0], "any", "any"]):
             raise ValueError(f"--data {data} has images of shape {shape}, but the network was made for {made_for}")
         check_radius(threat, test_set)
@@ -106,7 +166,7 @@ class Opened:
     Attributes:
         name: The checkpoint, or the run folder of the network that was trained again.
         data: Name of the data set, as `load` takes it.
-        record: How the network was trained.
+        record: How the network was trained, or where it comes from.
         model: The network, on the device.
         images: The test images, on the device.
         threat: What the attacker may do.
@@ -150,7 +210,7 @@ def check_radius(threat: Threat, image_set: ImageSet) -> None:
     Raises:
         ValueError: If epsilon is larger than the distance from black to white.
     """
-    farthest = norms(torch.ones_like(image_set.images[:1]), threat.norm).item()
+    farthest = norms(torch.ones_like(image_set[:1].images), threat.norm).item()
     if threat.epsilon > farthest:
         raise ValueError(
             f"--epsilon must be from 0 to {farthest:.4g}, the {threat.norm} distance from black to white on the [0, 1] "
@@ -167,7 +227,9 @@ def data_name(record: RunRecord, data: str | None) -> str:
 
 
 def called(checkpoint: str) -> str:
-    """Name a checkpoint for a file: the run folder's name if it lies in one, else its own."""
+    """Name a network for a file: the run folder's name if it lies in one, else its own, without arguments."""
+    if is_own(checkpoint):
+        return re.sub(r"[^\w.-]+", "-", Path(checkpoint.partition("?")[0]).name)
     path = stored.find(checkpoint)
     return path.parent.name if path.stem == "model" else path.stem
 

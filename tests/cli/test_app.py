@@ -40,7 +40,7 @@ def test_evaluation_is_light():
 
 
 def test_every_command_has_a_file_and_every_file_a_command():
-    helpers = {"__init__", "__main__", "app", "defense", "measure", "target"}
+    helpers = {"__init__", "__main__", "app", "defense", "measure", "own", "target"}
     files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - helpers
     assert files == {name.replace("-", "_") for name in COMMANDS}
 
@@ -118,7 +118,7 @@ def test_the_options_that_say_what_is_measured_are_written_once():
         assert inspect.signature(command).parameters["target"].annotation is Target
         assert not set(shared) & set(inspect.signature(command).parameters)
         taken = {argument.name: argument.parameter.help for argument in app[name].assemble_argument_collection()}
-        assert {f"--{word}" for word in shared} <= taken.keys()
+        assert {f"--{word.replace('_', '-')}" for word in shared} <= taken.keys()
 
 
 def test_a_checkpoint_that_is_nearly_named_is_suggested():
