@@ -1,16 +1,15 @@
 """What took long to make is kept in the user's cache folder; a cache that cannot be used costs time, never a result."""
 
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from robustviz.records import write_atomic
 
 Tensors = dict[str, Tensor]
 
@@ -40,11 +39,23 @@ def cached(name: str, make: Callable[[], Tensors], fits: Callable[[Tensors], boo
         pass  # missing, damaged or out of reach: made again
     made = make()
     try:
-        write_atomic(file, save(made))
-    except OSError as error:
+        _write(file, made)
+    except (SafetensorError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
         warnings.warn(
-            f"{file.parent} cannot be written ({error.strerror}), so {name} is made again every time; "
+            f"{file.parent} cannot be written ({reason}), so {name} is made again every time; "
             "set ROBUSTVIZ_CACHE to a folder that can",
             stacklevel=3,
         )
     return made
+
+
+def _write(file: Path, tensors: Tensors) -> None:
+    """Write a file that is either whole or absent, without a second copy of the tensors in memory."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        save_file(tensors, unfinished)
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 SUFFIXES = frozenset(
@@ -75,7 +75,8 @@ def read_picture(source: Path | bytes, name: str = "") -> Image.Image:
             f"{name} has more than the {MOST_PIXELS // 1_000_000} million pixels that a picture may have; reduce it"
         ) from error
     except _UNREADABLE as error:
-        raise ValueError(f"{name} cannot be read as a picture ({error}); repair or remove it") from error
+        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{name} cannot be read as a picture ({reason}); repair or remove it") from error
 
 
 @contextmanager
@@ -159,8 +160,3 @@ def stacked(pictures: Iterator[tuple[str, Tensor]], count: int) -> Shaped[Tensor
 def as_pixels(picture: Image.Image) -> UInt8[Tensor, "c h w"]:
     """Turn a gray or color picture of `read_picture` into bytes."""
     return torch.from_numpy(np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1).copy())
-
-
-def thumbnail(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Cut the middle of a picture in the proportions asked for and reduce it to that size, by the mean of its area."""
-    return ImageOps.fit(picture, (width, height), Image.Resampling.BOX)

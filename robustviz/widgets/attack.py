@@ -78,12 +78,15 @@ def accuracy_curves(networks: Mapping[str, nn.Module], images: ImageSet, usual: 
 def upload_row(panel: Panel, shape: Shape) -> ipywidgets.HBox:
     """Make the buttons that bring in a picture of one's own and take it away again."""
     upload = ipywidgets.FileUpload(accept="image/*", description="own picture", icon="")
+    invert = ipywidgets.Checkbox(description="invert it: black on white", indent=False, layout={"width": "auto"})
     remove = ipywidgets.Button(description="back to the test images", layout={"width": "auto"})
 
     def take(change: Any) -> None:
         if change["new"]:
             with panel.telling():
-                panel.show(replace(panel.state(), own=shrink(bytes(change["new"][-1]["content"]), shape)))
+                file = change["new"][-1]
+                own = shrink(bytes(file["content"]), shape, name=file["name"], invert=invert.value)
+                panel.show(replace(panel.state(), own=own))
             upload.value = ()  # so that the same file can be taken again
 
     def leave(button: Any) -> None:
@@ -92,4 +95,4 @@ def upload_row(panel: Panel, shape: Shape) -> ipywidgets.HBox:
 
     upload.observe(take, "value")
     remove.on_click(leave)
-    return ipywidgets.HBox([upload, remove])
+    return ipywidgets.HBox([upload, remove, invert])

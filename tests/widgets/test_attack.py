@@ -40,7 +40,7 @@ def picture_of(size=(30, 20), color=255, form="PNG", mode="L"):
 def upload(panel, content):
     panel.children[2].children[0].value = (
         {
-            "name": "own",
+            "name": "picture.png",
             "type": "",
             "size": len(content),
             "content": memoryview(content),
@@ -171,15 +171,18 @@ def test_pictures_of_ones_own(panel, content):
     assert "unlike" not in panel.message
 
 
-def test_what_is_transparent_is_black(panel):
-    upload(panel, picture_of((9, 9), (255, 255, 255, 0), mode="RGBA"))
+def test_what_is_transparent_is_white_and_may_be_inverted(panel):
+    upload(panel, picture_of((9, 9), (0, 0, 0, 0), mode="RGBA"))
+    assert panel.record.image.min() == 1
+    panel.children[2].children[2].value = True
+    upload(panel, picture_of((9, 9), (0, 0, 0, 0), mode="RGBA"))
     assert panel.record.image.max() == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", picture_of()[:40]], ids=("empty", "text", "cut"))
 def test_files_that_are_no_pictures(panel, content):
     upload(panel, content)
-    assert panel.message.startswith("not possible: the file cannot be read as a picture")
+    assert panel.message.startswith("not possible: picture.png cannot be read as a picture")
     assert panel.state() == AttackState()
     upload(panel, picture_of())
     assert "unlike" in panel.message
