@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from robustviz.benchmark.record import CARLINI_WAGNER, NetworkResults
@@ -130,10 +131,10 @@ def verdict(claim: Claim, measured: Mapping[str, NetworkResults]) -> Verdict:
         return Verdict("not tested (both networks must be measured on the same images, within the same threat)")
     if unmeasured := [entry.name for entry in (before, after) if claim.condition not in entry.conditions]:
         return Verdict(f"not tested ({claim.condition} was not measured on {' and '.join(unmeasured)})")
-    published = difference(before.right(claim.condition), after.right(claim.condition))
+    published = difference(*(entry.right(claim.condition).double().mean(0) for entry in (before, after)))
     worst = None
     if claim.condition != CLEAN:
-        worst = difference(*(entry.correct(*entry.worst_members()) for entry in (before, after)))
+        worst = difference(*(entry.correct(*entry.worst_members()).double().mean(0) for entry in (before, after)))
     if not borne_out(published, claim.gain):
         text = "not reproduced"
     elif worst is None or borne_out(worst, claim.gain):
@@ -157,10 +158,15 @@ TITLES = {
 """How networks are written."""
 
 
-def difference(before: Tensor, after: Tensor) -> tuple[float, float, float]:
-    """Gain in points and its 95 % interval: mean and standard error of the differences, image by image."""
+def difference(before: Float[Tensor, "m"], after: Float[Tensor, "n"]) -> tuple[float, float, float]:
+    """Gain in points and its 95 % interval: mean and standard error of the differences, image by image.
+
+    Args:
+        before: For each image the share of right answers, from 0 to 1.
+        after: The same of the other network.
+    """
     count = min(len(before), len(after))
-    gains = 100 * (after[:count].double() - before[:count].double())
+    gains = 100 * (after[:count] - before[:count])
     half = 1.959964 * gains.std(correction=1).item() / math.sqrt(count) if count > 1 else torch.inf
     mean = gains.mean().item()
     return mean, mean - half, mean + half

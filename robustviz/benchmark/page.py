@@ -65,7 +65,7 @@ def write_page(measured: Measured, command: str = "robustviz results --write-onl
 
 def _data(measured: Measured) -> str:
     sets = sorted({source(entry.data["name"], entry.data["pictures"]) for entry in measured.values()})
-    counts = sorted({len(entry.conditions[CLEAN].right) for entry in measured.values() if CLEAN in entry.conditions})
+    counts = sorted({entry.conditions[CLEAN].count for entry in measured.values() if CLEAN in entry.conditions})
     threats = sorted({f"{entry.threat['norm']}, epsilon {entry.threat['epsilon']:.4g}" for entry in measured.values()})
     return (
         f"The images are {' and '.join(sets)}: {' or '.join(map(str, counts))} test images for a network, drawn "
@@ -160,8 +160,9 @@ def _row(entry: NetworkResults, names: Sequence[str]) -> list[str]:
 
 
 def _reading(measured: Measured) -> str:
+    draws = any("draws" in each.setting for entry in measured.values() for each in entry.conditions.values())
     few = [entry.conditions[CARLINI_WAGNER] for entry in measured.values() if CARLINI_WAGNER in entry.conditions]
-    counts = " or ".join(str(count) for count in sorted({len(condition.right) for condition in few})) or "no"
+    counts = " or ".join(str(count) for count in sorted({condition.count for condition in few})) or "no"
     radii = " or ".join(f"{radius:g}" for radius in sorted({entry.threat["l2"] for entry in measured.values()}))
     return (
         "FGSM, IFGSM, PGD and CW-L2 are made as the papers made them: on the gradient of the linear head beside WNLL, on "
@@ -171,8 +172,16 @@ def _reading(measured: Measured) -> str:
         "exact gradient of WNLL and passes TVM as the identity; each attack gets what those before left right, except "
         "with WNLL, where a batch is answered as a whole. The adaptive attacks are made for the defense. The worst case "
         "counts an image as right if it withstands all attacks but CW-L2; how many there are stands beside it, because "
-        "a longer list finds more. Behind TVM every attack meets other masks, so the worst case also counts bad luck."
+        "a longer list finds more. " + (_SHARES if draws else _ONE_DRAW)
     )
+
+
+_ONE_DRAW = "Behind TVM every attack meets other masks, so the worst case also counts bad luck."
+
+_SHARES = (
+    "A network that draws at random answers every image several times, and WNLL in several batches: figures are shares "
+    "of these answers, and the worst case is chosen on one half of them and scored on the other."
+)
 
 
 def _every(entry: NetworkResults) -> str:
@@ -182,7 +191,7 @@ def _every(entry: NetworkResults) -> str:
             condition.suite,
             ", ".join(f"{key} {value}" for key, value in cost(condition.setting["attack"]).items()) or "-",
             percent(entry, [name]),
-            str(len(condition.right)),
+            str(condition.count),
             f"{condition.seconds:.0f}",
         ]
         for name, condition in entry.conditions.items()

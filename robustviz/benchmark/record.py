@@ -6,20 +6,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from robustviz.data import TORCHVISION_SETS, ImageSet
 from robustviz.defenses import known
-from robustviz.evaluation import CLEAN, wilson
+from robustviz.evaluation import CLEAN, bootstrap, wilson
+from robustviz.evaluation.shares import cross_fitted, lowest_set
 from robustviz.fingerprint import fingerprint
 from robustviz.records import RunRecord, describe, versions, write_atomic
 from robustviz.types import Threat
 
 Suite = Literal["common", "ensemble", "adaptive", "heads"]
 """`common`: clean images and the attacks of the papers, as published; `ensemble`: strong attacks that know of no
-defense; `adaptive`: attacks made for the network's defense; `heads`: clean images through the other heads of WNLL."""
+defense; `adaptive`: attacks made for the network's defense; `heads`: clean images through the other heads of WNLL, and
+the assembled set of a network that answers jointly."""
 
 CARLINI_WAGNER = "CW-L2"
+
+ASSEMBLED = "assembled set"
+"""Condition in which each image is attacked by what half of the draws chose for it; see `robustviz.evaluation.shares`."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Condition:
     Attributes:
         suite: What the attack belongs to.
         setting: The attack, number of images, batch size and seed: what must be the same to be kept.
-        right: `1` for every image that is decided rightly, `0` for the others.
+        right: `1` for every image that is classified correctly, `0` for the others; several draws are parted by
+            spaces.
         distances: Length of every perturbation, for attacks that look for the nearest adversarial image.
         seconds: How long it took.
     """
@@ -41,13 +48,23 @@ class Condition:
     seconds: float
 
     @property
-    def correct(self) -> Tensor:
-        """Whether each decision is right, (n,)."""
-        return torch.tensor([digit == "1" for digit in self.right])
+    def answers(self) -> Bool[Tensor, "d n"]:
+        """Whether each answer is right; one row for each draw."""
+        return torch.tensor([[digit == "1" for digit in draw] for draw in self.right.split()])
 
-    def within(self, radius: float) -> Tensor:
-        """Whether each decision is right or the perturbation longer than `radius`, (n,)."""
-        return self.correct | (torch.tensor(self.distances) > radius + 1e-6)
+    @property
+    def correct(self) -> Bool[Tensor, "n"]:
+        """Whether each image is right in at least half of the draws."""
+        return self.answers.double().mean(0) >= 0.5
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return len(self.right.split()[0])
+
+    def within(self, radius: float) -> Bool[Tensor, "d n"]:
+        """Whether each answer is right or the perturbation longer than `radius`."""
+        return self.answers | (torch.tensor(self.distances) > radius + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -72,19 +89,29 @@ class NetworkResults:
     conditions: dict[str, Condition] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
 
-    def correct(self, *names: str) -> Tensor:
-        """Whether each image is decided rightly under all named conditions, on the images that all of them have.
+    def correct(self, *names: str) -> Bool[Tensor, "d n"]:
+        """Whether each answer is right in the worst of the named conditions, on the images that all of them have.
+
+        With one draw, an image must be right under all of them. With several, the worst condition is chosen on one
+        half of the draws and scored on the other: image by image, or for a network that answers jointly as a whole.
 
         Raises:
             KeyError: If a condition was not measured.
         """
-        rows = [self.right(name) for name in names]
-        return torch.stack([row[: min(map(len, rows))] for row in rows]).all(0)
+        jointly = any(self.conditions[name].setting.get("jointly") for name in names)
+        if jointly and ASSEMBLED in self.conditions and set(names) >= set(self.worst_members()):
+            names = (ASSEMBLED, *names)
+        rows = [self.right(name) for name in sorted(names, key=CLEAN.__eq__)]  # of equals an attack is chosen
+        draws, count = (min(row.shape[axis] for row in rows) for axis in (0, 1))
+        right = torch.stack([row[:draws, :count] for row in rows])
+        if draws == 1:
+            return right.all(0)
+        return lowest_set(right) if jointly else cross_fitted(right)
 
-    def right(self, name: str) -> Tensor:
-        """Whether each image is decided rightly under one condition; Carlini & Wagner count within their radius."""
+    def right(self, name: str) -> Bool[Tensor, "d n"]:
+        """Whether each answer is right under one condition; Carlini & Wagner count within their radius."""
         condition = self.conditions[name]
-        return condition.within(self.threat["l2"]) if condition.distances else condition.correct
+        return condition.within(self.threat["l2"]) if condition.distances else condition.answers
 
     def members(self, *suites: Suite) -> list[str]:
         """Names of the conditions of some suites."""
@@ -121,10 +148,10 @@ class NetworkResults:
             ) from error
 
 
-def share(correct: Tensor) -> tuple[float, tuple[float, float]]:
-    """Accuracy and its 95 % interval (Wilson)."""
-    accuracy = correct.double().mean().item()
-    return accuracy, wilson(accuracy, len(correct))
+def share(right: Bool[Tensor, "d n"]) -> tuple[float, tuple[float, float]]:
+    """Accuracy and its 95 % interval: Wilson's with one draw, a bootstrap over images and draws with several."""
+    accuracy = right.double().mean().item()
+    return accuracy, wilson(accuracy, right.shape[1]) if len(right) == 1 else bootstrap(right)
 
 
 def known_results(

@@ -30,6 +30,7 @@ def results(
     square_steps: Count = 500,
     cw_steps: Count = 50,
     cw_search: Count = 5,
+    draws: Count = 16,
     seed: Seed = 0,
     device: str = "auto",
     root: Path = DOWNLOADS,
@@ -59,6 +60,7 @@ def results(
         square_steps: Queries of Square.
         cw_steps: Steps of Carlini & Wagner, in each round.
         cw_search: Rounds of Carlini & Wagner.
+        draws: How often a network answers that draws at random or answers a batch jointly; 1 counts luck.
         seed: Seed of the random starts.
         device: auto, cpu, cuda, cuda:1, mps ...
         root: Folder of downloaded data sets; default data/downloads.
@@ -80,6 +82,7 @@ def results(
         cw_steps=cw_steps,
         cw_search=cw_search,
         seed=seed,
+        draws=draws,
     )
     out = out or Path("data/results") / stem(data)
     page = page or (Path("RESULTS.md") if stem(data) == "cifar10" else out / "RESULTS.md")
@@ -119,5 +122,8 @@ def _measure(
         if processes().first:
             found.save(out)
 
+    unfinished = out / f"{label}.unfinished"
     with progress() as advance:
-        measure_network(opened.model, known, test_set, todo, effort, store=store, say=say, on_batch=advance)
+        measure_network(
+            opened.model, known, test_set, todo, effort, store=store, say=say, on_batch=advance, unfinished=unfinished
+        )

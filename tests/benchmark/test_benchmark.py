@@ -17,7 +17,7 @@ from robustviz.attacks import carlini_wagner, fgsm
 from robustviz.benchmark.claims import RULE, Claim, claims, difference, verdict
 from robustviz.benchmark.measure import Effort, measure_network, plans, setting_of, survivors
 from robustviz.benchmark.page import cost, write_page
-from robustviz.benchmark.record import Condition, NetworkResults, how_trained, known_results
+from robustviz.benchmark.record import ASSEMBLED, Condition, NetworkResults, how_trained, known_results, share
 from robustviz.data import digits
 from robustviz.evaluation import evaluate, wilson
 from robustviz.fingerprint import differing
@@ -65,7 +65,7 @@ def test_a_condition_is_what_evaluate_gives(tmp_path):
         generator=seeded(0),
     )
     for row, name in enumerate(("clean", "FGSM")):
-        assert torch.equal(results.right(name), direct.correct[row, 0])
+        assert torch.equal(results.right(name), direct.correct[row])
     near = carlini_wagner(model, images[:10], labels[:10], steps=3, search_steps=1, generator=seeded(0))
     lengths = (near - images[:10]).flatten(1).norm(dim=1)
     np.testing.assert_allclose(results.conditions["CW-L2"].distances, lengths, atol=1e-5)
@@ -113,6 +113,68 @@ def test_a_new_keyword_leaves_conditions_valid_and_a_revision_makes_its_own_stal
     assert remeasured(tmp_path, FGSM=partial(revision(2)(grown), threat=THREAT)) == ["FGSM"]
 
 
+SHARES = replace(TINY, images=20, few=12, batch_size=7, draws=4)
+
+
+def by_shares(name, folder, **settings):
+    model, test_set, known = opened(name, folder)
+    said = []
+    todo = plans(model, THREAT, SHARES, ("common", "adaptive", "heads"))
+    keep = {name: plan for name, plan in todo.items() if name in (*KEPT, *settings.pop("more", ()))}
+    store = settings.pop("store", lambda results: results.save(folder))
+    return measure_network(model, known, test_set[:20], keep, SHARES, store=store, say=said.append, **settings), said
+
+
+KEPT = ("clean", "FGSM", "PGD-2", "CW-L2", "transfer, margin", "BPDA", "clean, linear head beside")
+
+
+@pytest.mark.parametrize("name", ["digits-tvm", "digits-wnll"])
+def test_networks_that_do_not_always_answer_alike_are_measured_by_shares(tmp_path, name):
+    results, said = by_shares(name, tmp_path)
+    again, nothing = by_shares(name, tmp_path)
+    assert (again, nothing) == (results, [])
+    joint = name == "digits-wnll"
+    assert (ASSEMBLED in results.conditions) == joint
+    model, test_set, _ = opened(name, tmp_path)
+    todo = plans(model, THREAT, SHARES, ("common", "adaptive"))
+    members = [member for member in results.worst_members() if not todo[member].few]
+    attacks = {member: todo[member].attack for member in members if member != "clean"}
+    part, settings = test_set[:20], {"batch_size": 7, "draws": 4, "generator": seeded(0)}
+    table = evaluate(model, part.images, part.labels, attacks, **settings)
+    for row, member in enumerate(table.conditions):
+        assert torch.equal(results.right(member), table.correct[row])
+        assert results.conditions[member].setting["draws"] == 4
+        assert results.conditions[member].setting["jointly"] == joint
+    if joint:
+        assert torch.equal(results.right(ASSEMBLED), table.assembled == table.labels)
+        assert share(results.correct(*results.worst_members())) == (table.worst_case(), table.worst_case_interval())
+        assert len(results.conditions["clean, linear head beside"].right) == 20  # which answers alike
+    assert share(results.correct(*members)) == (table.worst_case(), table.worst_case_interval())
+    assert results.correct("clean", "CW-L2").shape == (4, 12)
+    assert len(said) == len(results.conditions)
+    assert "figures are shares of these answers" in write_page({name: results})
+
+
+def test_conditions_that_are_measured_together_go_on_after_a_stop(tmp_path):
+    class Stopped(Exception):  # noqa: N818 (nothing is wrong)
+        pass
+
+    def stop(condition, done, total):
+        if condition == "PGD-2":
+            raise Stopped
+
+    whole, _ = by_shares("digits-wnll", tmp_path / "whole")
+    unfinished = tmp_path / "unfinished"
+    with pytest.raises(Stopped):
+        by_shares("digits-wnll", tmp_path / "parts", unfinished=unfinished, on_batch=stop)
+    assert unfinished.exists()
+    parts, _ = by_shares("digits-wnll", tmp_path / "parts", unfinished=unfinished)
+    assert {name: entry.right for name, entry in parts.conditions.items()} == {
+        name: entry.right for name, entry in whole.conditions.items()
+    }
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+
+
 def test_a_revision_of_a_defense_makes_every_condition_of_its_networks_stale(tmp_path, monkeypatch):
     measured("digits-standard", tmp_path)
     monkeypatch.setattr(Normalize, "revision", 2, raising=False)
@@ -132,12 +194,14 @@ def test_nothing_that_is_shipped_is_measured_again(file):
     results, (model, record) = NetworkResults.load(file), checkpoints.load(file.stem)
     assert results.identity["weights"] == record.results["sha256"]
     threat = Threat(results.threat["norm"], results.threat["epsilon"])
-    todo = plans(model, threat, Effort(), ("common", "heads", "adaptive", "ensemble"))
-    assert todo.keys() == results.conditions.keys()
-    for name, condition in results.conditions.items():
+    effort = Effort(draws=max(condition.setting.get("draws", 1) for condition in results.conditions.values()))
+    todo = plans(model, threat, effort, ("common", "heads", "adaptive", "ensemble"))
+    assert todo.keys() == results.conditions.keys() - {ASSEMBLED}
+    for name in todo:
+        condition = results.conditions[name]
         seen = model if todo[name].view is None else todo[name].view(model)
         attacked = survivors(results, todo[name], condition.setting["images"])
-        changed = differing(condition.setting, setting_of(todo[name], seen, attacked, Effort()))
+        changed = differing(condition.setting, setting_of(todo[name], seen, attacked, effort))
         mended = revised(describe(todo[name].attack)) - revised(condition.setting["attack"])
         assert changed == (["attack"] if mended else []), name
 
@@ -200,7 +264,7 @@ def test_heads_of_wnll(tmp_path):
     linear = model.replace(head=model.head.linear)
     with torch.no_grad():
         expected = linear(test_set.images).argmax(1) == test_set.labels
-    assert torch.equal(results.right("clean, linear head beside"), expected)
+    assert torch.equal(results.right("clean, linear head beside"), expected[None])
     assert results.members("heads") == ["clean, one at a time", "clean, linear head beside"]
 
 
@@ -270,7 +334,7 @@ def test_what_was_not_tested_is_said():
 
 def test_difference_is_the_paired_interval():
     before, after = (torch.rand(400, generator=seeded(seed)) < share for seed, share in ((1, 0.4), (2, 0.6)))
-    mean, low, high = difference(before, after[:300])
+    mean, low, high = difference(before.double(), after[:300].double())
     gains = 100 * (after[:300].double() - before[:300].double()).numpy()
     interval = ttest_1samp(gains, 0).confidence_interval(0.95)
     assert mean == pytest.approx(gains.mean())
@@ -279,14 +343,14 @@ def test_difference_is_the_paired_interval():
 
 def test_carlini_wagner_counts_within_its_radius():
     near = made("x", clean=("common", "1110", []), CW_L2=("common", "0100", [0.4, 0.0, 0.7, 0.1]))
-    assert near.right("CW-L2").tolist() == [False, True, True, False]
+    assert near.right("CW-L2").tolist() == [[False, True, True, False]]
     assert near.median_distance() == pytest.approx(0.7)  # of 0.4, infinity, 0.7
     assert near.worst_members() == ["clean"]
 
 
 def test_the_worst_case_is_over_the_images_that_all_attacks_met():
     entry = made("x", clean=("common", "1111", []), FGSM=("common", "1101", []), BPDA=("adaptive", "01", []))
-    assert entry.correct("clean", "FGSM", "BPDA").tolist() == [False, True]
+    assert entry.correct("clean", "FGSM", "BPDA").tolist() == [[False, True]]
 
 
 def test_the_page_comes_from_the_records_alone():
