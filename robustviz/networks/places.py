@@ -173,12 +173,6 @@ class Wired(nn.Sequential):
 
 def _places(calls: Sequence[Call], names: Iterable[str] | None = None) -> dict[str, Place]:
     """Describe modules by their calls; None takes the activations."""
-    verdicts: dict[str, bool] = {}
-    for call in calls:
-        if call.name not in verdicts:
-            verdicts[call.name] = call.name != "" and _is_activation(call)
-    found = [name for name, verdict in verdicts.items() if verdict]
-    active = [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
     outputs: dict[str, list[tuple[Layout, int, int]]] = {}
     for index, call in enumerate(calls):
         if isinstance(call.output, Tensor) and call.output.dim() > 1:
@@ -186,6 +180,12 @@ def _places(calls: Sequence[Call], names: Iterable[str] | None = None) -> dict[s
             channels = call.output.shape[1 if layout == "maps" else -1]
             positions = call.output.numel() // max(len(call.output) * channels, 1)
             outputs.setdefault(call.name, []).append((layout, channels, positions))
+    verdicts: dict[str, bool] = {}
+    for call in calls:
+        if call.name and call.name in outputs and call.name not in verdicts:
+            verdicts[call.name] = _is_activation(call)
+    found = [name for name, verdict in verdicts.items() if verdict]
+    active = [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
     sizes = {positions for name in active for _, _, positions in outputs[name]}
     last = {call.name: call for call in calls}
     places = {}

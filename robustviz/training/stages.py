@@ -45,7 +45,7 @@ class Hardened:
 def harden(
     image_set: ImageSet,
     *,
-    network: str,
+    network: str | Mapping[str, Any],
     config: TrainConfig,
     threat: Threat,
     attack: TrainingAttack = "none",
@@ -66,7 +66,7 @@ def harden(
 
     Args:
         image_set: Training images.
-        network: Name of a network of `robustviz.models`.
+        network: Name of a network of `robustviz.models`, or anybody's (see `defended`).
         config: Optimizer, schedule, augmentation and seed.
         threat: What the attacker may do.
         attack: `"none"`, `"fgsm-rs"`, `"pgd"`, or `"trades"` or `"mart"`, objectives that hold PGD. PGD watches all

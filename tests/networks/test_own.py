@@ -232,3 +232,17 @@ def test_a_network_that_writes_into_its_input_leaves_the_images():
 class Writing(nn.Module):
     def forward(self, images):
         return images.sub_(0.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda():
+    before = torch.cuda.get_rng_state()
+    network = own_network(seeded_net().cuda(), normalize="imagenet")
+    images = IMAGES.cuda()
+    expected = own_network(seeded_net(), normalize="imagenet")(IMAGES)
+    torch.testing.assert_close(network(images).cpu(), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(folded(network, images=images)(images).cpu(), expected, rtol=1e-3, atol=1e-4)
+    wired = rewired(network, activations(network), lambda place: nn.PReLU(place.channels, init=1.0))
+    torch.testing.assert_close(wired(images).cpu(), expected, rtol=1e-3, atol=1e-4)
+    assert snapshot(network, images, LABELS.cuda(), layer="body", condition="c").values.is_cuda
+    assert torch.equal(torch.cuda.get_rng_state(), before)
