@@ -92,7 +92,7 @@ def load(name: Path | str, *, trust: bool = False) -> tuple[Classifier, RunRecor
         raise ValueError(f"{path.with_suffix('.json')} does not describe a network of robustviz: {error!r}") from error
     if hashlib.sha256(content).hexdigest() != signature:
         raise ValueError(
-            f"{path} is not the file that {path.stem}.json describes: their sha256 differ; write both anew"
+            f"{path} is not the file that {path.stem}.json describes: their sha256 differ; save the network again"
         )
     try:
         with torch.random.fork_rng([]), trusting(trust):

@@ -32,11 +32,11 @@ class Effort:
         images: Test images, drawn evenly from the classes.
         few: The first of them, for Carlini & Wagner and for adaptive attacks through a purifier, which are slow.
         batch_size: Images at a time; WNLL answers jointly by these batches.
-        steps: Of IFGSM and PGD.
-        ensemble_steps: Of Auto-PGD and of the fast minimum norm attack.
+        steps: Steps of IFGSM and PGD.
+        ensemble_steps: Steps of Auto-PGD and of the fast minimum norm attack.
         targets: Classes that targeted Auto-PGD tries.
         square_steps: Queries of Square.
-        cw_steps: Of Carlini & Wagner, in each of `cw_search` rounds.
+        cw_steps: Steps of Carlini & Wagner, in each of `cw_search` rounds.
         cw_search: Rounds in which the constant is searched.
         seed: Seed of all random starts.
         draws: How often a network answers that draws at random or answers jointly; 1 counts luck.
@@ -210,7 +210,7 @@ def setting_of(plan: Plan, seen: nn.Module, attacked: Tensor, effort: Effort) ->
     Args:
         plan: The condition.
         seen: The network as it is measured; revisions of its modules count, if they are not 1.
-        attacked: As `survivors` gives it.
+        attacked: Which images are attacked, from `survivors`.
         effort: Batch size and seed.
     """
     before = {"conditions": list(plan.after), "checksum": fingerprint(attacked)[:16]} if plan.after else None

@@ -72,13 +72,13 @@ class NetworkResults:
     """Everything measured on one network.
 
     Attributes:
-        name: Of the network.
+        name: Name of the network.
         network: What it is and how it was trained, from its checkpoint.
         data: Name of the test images, and whether they come from a folder of pictures.
         threat: Norm and radius of every attack but Carlini & Wagner's, which is judged within `l2`.
         identity: Checksums of the weights and of all test images.
         conditions: By name, in the order measured.
-        versions: Of the software.
+        versions: Versions of the software.
     """
 
     name: str
@@ -144,7 +144,7 @@ class NetworkResults:
             return cls(**content, conditions=conditions)
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"{path} holds no results of a network ({error!r}); measure it anew with --force"
+                f"{path} holds no results of a network ({error!r}); measure it again with --force"
             ) from error
 
 
@@ -168,14 +168,14 @@ def known_results(
     """Read what is known of a network, or start with nothing if there is nothing about these weights and images.
 
     Args:
-        name: Of the network.
-        record: Of its checkpoint.
+        name: Name of the network.
+        record: Record of its checkpoint.
         test_set: Images to measure on.
         pictures: Whether they come from a folder of pictures.
-        threat: Of the attacks.
+        threat: Threat of the attacks.
         radius: Euclidean distance within which Carlini & Wagner must succeed.
         folder: Where the records are.
-        force: Start anew although there is a record that is damaged or of other weights or images.
+        force: Start again although there is a record that is damaged or of other weights or images.
 
     Raises:
         ValueError: If there is a damaged record.

@@ -2,16 +2,16 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from robustviz import checkpoints as stored
-from robustviz.cli.app import Radius, Seed, command_line, say, writable
+from robustviz.cli.app import command_line, say, writable
 from robustviz.cli.defense import defenses, defenses_help, options_help, options_of
 from robustviz.cli.measure import measure
+from robustviz.cli.options import USUAL_COURSE, USUAL_OPPONENT, Course, Opponent
 from robustviz.cli.target import check_radius
 from robustviz.data import DOWNLOADS, ImageSet, load
 from robustviz.data.cache import cache_folder
@@ -21,7 +21,6 @@ from robustviz.evaluation import RobustnessTable
 from robustviz.evaluation.suites import suite
 from robustviz.models import MODELS
 from robustviz.presets import (
-    TrainingAttack,
     evaluation_attacks,
     stem,
     usual_augmentation,
@@ -30,57 +29,10 @@ from robustviz.presets import (
 )
 from robustviz.records import RunRecord, describe
 from robustviz.tensors import seeded, stochastic
-from robustviz.training import Precision, Schedule, TrainConfig, hold_out
+from robustviz.training import TrainConfig, hold_out
 from robustviz.training.stages import Hardened, harden, state_files
 from robustviz.training.state import EpochLog
-from robustviz.types import Norm, Threat
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Opponent:
-    """The attacker during training.
-
-    Attributes:
-        attack: none trains on clean images; pgd on images attacked again in every step (Madry et al.); fgsm-rs does so
-            with one step from a random start (Wong et al.), five times faster, while PGD watches whether it collapses;
-            trades and mart weigh clean against attacked images in their objectives, and attack with PGD.
-        epsilon: How far the attacker may go, such as 8/255, on pixels in [0, 1]. Default: 0.15 for digits, 0.3 for
-            mnist, 0.1 for fashionmnist, 8/255 otherwise; in l2 1.0, 2.0, 1.0 and 0.5.
-        norm: linf bounds every pixel, l2 the Euclidean length of the change.
-        steps: Steps of PGD.
-        step_size: Length of a step; default 2.5 * epsilon / steps.
-    """
-
-    attack: TrainingAttack = "none"
-    epsilon: Radius = None
-    norm: Norm = "linf"
-    steps: int = 10
-    step_size: Radius = None
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Course:
-    """How long and how fast to learn.
-
-    Attributes:
-        epochs: Passes through the training images.
-        batch_size: Images in one update.
-        learning_rate: The largest learning rate.
-        schedule: How the learning rate changes.
-        weight_decay: L2 penalty on the weights.
-        precision: bf16 computes faster on hardware made for it; fp32 switches that off; auto decides.
-        seed: Decides weights, order and random starts.
-    """
-
-    epochs: int = 15
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    schedule: Schedule = "one-cycle"
-    weight_decay: float = 5e-4
-    precision: Precision = "auto"
-    seed: Seed = 0
+from robustviz.types import Threat
 
 
 def train(
@@ -90,8 +42,8 @@ def train(
     defense: Annotated[tuple[str, ...], Parameter(help=defenses_help())] = (),
     trust: bool = False,
     start: str | None = None,
-    opponent: Opponent = Opponent(),
-    course: Course = Course(),
+    opponent: Opponent = USUAL_OPPONENT,
+    course: Course = USUAL_COURSE,
     validation: float = 0.1,
     images: int | None = None,
     test_images: int = 1000,

@@ -65,7 +65,7 @@ def heads_section(pair: Pair, maps: Mapping[str, Embedding]) -> Section:
 def _heads_sentence(pair: Pair) -> str:
     parts = []
     for studied in (pair.softmax, pair.wnll):
-        right = [_right(studied.conditions[name].snapshot) for name in (CLEAN, PUBLISHED, STRONGEST)]
+        right = [_accuracy(studied.conditions[name].snapshot) for name in (CLEAN, PUBLISHED, STRONGEST)]
         parts.append(f"the {studied.name} is right on {right[0]:.1%}, {right[1]:.1%} and {right[2]:.1%}")
     return f"Clean, under the published and under the adaptive attack, {' and '.join(parts)} of the images."
 
@@ -79,7 +79,7 @@ def _views(studied: Studied, embedding: Embedding, pair: Pair) -> list[MapView]:
     views = []
     for name, condition in studied.conditions.items():
         shown = [few[CLEAN]] if name == CLEAN else [few[CLEAN], few[name]]
-        title = f"{studied.name}, {name} ({_right(condition.snapshot):.1%} right)"
+        title = f"{studied.name}, {name} ({_accuracy(condition.snapshot):.1%} right)"
         views.append(MapView(title, held, shown, regions, studied.ground))
     return views
 
@@ -219,5 +219,5 @@ def _holding(embedding: Embedding, few: Mapping[str, FeatureSnapshot | Trajector
     return replace(embedding, positions={**embedding.positions, **kept})
 
 
-def _right(snapshot: FeatureSnapshot) -> float:
+def _accuracy(snapshot: FeatureSnapshot) -> float:
     return (snapshot.predictions == snapshot.labels).double().mean().item()

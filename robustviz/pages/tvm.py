@@ -28,7 +28,7 @@ SHOWN = {
 
 
 def tvm_section(seed: int) -> Section:
-    """Write about TVM: what it makes of a photograph, and how far the shipped networks stand with and without it."""
+    """Write about TVM: what it makes of a photograph, and what it is worth to the shipped networks."""
     rows, few, strengths = photographs(seed), digits("test").subset(IMAGES), EPSILONS
     plain, both = (checkpoints.load(name)[0] for name in ("digits-standard", "digits-tvm"))
     short: dict[str, Any] = {"steps": 10, "averaged_steps": 5, "draws": 10}
@@ -70,7 +70,7 @@ def tvm_section(seed: int) -> Section:
                 plot_strengths(measured, SHOWN, ("naive", "BPDA", "BPDA + EOT")),
                 f"Accuracy against epsilon of networks with and without TVM, trained for it or not. {answer}",
                 f"{len(few)} test images. Without a purifier there is nothing for BPDA to go around, and the naive attack is "
-                "the right one. Every attack meets masks of its own, and luck with them is part of every figure.",
+                "the right one. Every attack is measured under masks of its own, and luck with them is part of every figure.",
             ),
         ],
         [Grid(*measured.rows(strengths[-1]))],

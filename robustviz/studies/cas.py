@@ -44,12 +44,12 @@ SAME = f"worst of the {len(COMMON)} attacks that every network meets, epsilon {u
 def compare_cas(seeds: Sequence[int], say: Callable[[str], Any] = lambda message: None) -> list[Comparison]:
     """Compare networks on digits without and with CAS: natural training, adversarial training, TRADES and MART.
 
-    The remarks are shares: how often final and auxiliary decision agree, what the attacks that every network meets
-    leave together, and the channel statistics, where the magnitude, which has the unit of its layer, stands as its
+    The remarks are shares: how often final and auxiliary decision agree, what the attacks on every network
+    leave together, and the channel statistics, where the magnitude, which has the unit of its layer, is given as its
     change under attack relative to the clean one.
 
     Args:
-        seeds: Each trains the networks anew.
+        seeds: Each trains all networks again.
         say: Called with a line of text at every step.
 
     Returns:

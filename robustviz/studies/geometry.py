@@ -59,7 +59,7 @@ class Studied:
     """A network under its published attack and under the strongest of its adaptive ones.
 
     Attributes:
-        name: Of the network.
+        name: Name of the network.
         model: The network.
         reference: Features of the clean training images.
         ground: Features of the template of a WNLL head, None for another head.
@@ -89,14 +89,14 @@ class Studied:
 
 @dataclass(frozen=True)
 class Pair:
-    """A network with a WNLL head beside one with a softmax, and what they make of the same test images.
+    """A network with a WNLL head and one with a softmax, and what they make of the same test images.
 
     Attributes:
         softmax: Studied under its own attacks.
-        wnll: Likewise.
+        wnll: Studied under its own attacks.
         source: Image set that the template was drawn from; behind TVM the template is of their purified versions.
         test_set: The test images.
-        threat: Of both networks' attacks.
+        threat: Threat of both networks' attacks.
         differ: By "network, condition": share of these images that the two networks decide differently.
     """
 
@@ -162,7 +162,7 @@ def study(
     """Attack a network, and follow its attacks over their strength.
 
     Args:
-        name: Of the network.
+        name: Name of the network.
         model: With a linear or a WNLL head.
         training_set: Clean images that the map is fitted on.
         test_set: Images that are attacked.
@@ -170,8 +170,8 @@ def study(
         epsilons: Strengths of the ways.
         source: What a WNLL template was drawn from; its features are then shown too.
         layer: Whose features are looked at.
-        steps: Of the gradient attacks.
-        seed: Of random starts.
+        steps: Steps of the gradient attacks.
+        seed: Seed of random starts.
     """
     images, labels = test_set.images, test_set.labels
     reference = snapshot(model, training_set.images, training_set.labels, layer=layer, condition="training")
@@ -184,7 +184,7 @@ def study(
     noise = draw_seed(seeded(seed))  # that of the paths
     made = {label: attack_batches(model, images, labels, c.attack, seed=noise) for label, c in every.items()}
     others = [label for label, contest in every.items() if contest.kind != "published"]
-    hardest = min(others, key=lambda label: _share_right(model, made[label], labels))
+    hardest = min(others, key=lambda label: _accuracy(model, made[label], labels))
     conditions = {
         condition: Condition(
             attack,
@@ -232,10 +232,10 @@ def study_pair(
 
     Args:
         model: With a WNLL head, or one is put on it.
-        training_set: As in `study`.
-        test_set: As in `study`.
-        threat: As in `study`.
-        epsilons: As in `study`.
+        training_set: Clean images that the map is fitted on.
+        test_set: Images that are attacked.
+        threat: Threat at which the conditions are compared.
+        epsilons: Strengths of the paths.
         pool: What the template was drawn from, or is: the `source` of `both_heads`; None is `training_set`.
         beside: Another network whose softmax is shown; None takes the linear head of the same network.
         say: Called with a line of text when a network is done.
@@ -279,7 +279,7 @@ def _at(
     return attack(model, images, labels, generator=generator)
 
 
-def _share_right(model: Classifier, images: Images, labels: Labels) -> float:
+def _accuracy(model: Classifier, images: Images, labels: Labels) -> float:
     """Share of images that are decided rightly."""
     return (margins(model, images, labels) > 0).double().mean().item()
 

@@ -39,7 +39,7 @@ def compare_tvm(seeds: Sequence[int], say: Callable[[str], Any] = lambda message
     (`robustviz.evaluation.shares`).
 
     Args:
-        seeds: Each trains the networks anew.
+        seeds: Each trains all networks again.
         say: Called with a line of text at every step.
 
     Returns:

@@ -1,4 +1,4 @@
-"""WNLL against the softmax: the same networks, the published attack beside the adaptive ones."""
+"""WNLL against the softmax: the same networks, published against adaptive attacks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -53,7 +53,7 @@ def other_templates(
         image_set: What templates are drawn from.
         attack: Made on the head that averages.
         templates: How many, each as large as the head's own where there are enough images.
-        generator: Of the draw and of the attack.
+        generator: Source of the draw and of the attack's noise.
     """
     head: Any = model.head
     size = min(len(head.template) // head.templates, len(image_set) // templates)
@@ -72,7 +72,7 @@ def compare_wnll(seeds: Sequence[int], say: Callable[[str], Any] = lambda messag
     """Compare softmax and WNLL on digits: on pixels as features, and on trained networks, natural and adversarial.
 
     Args:
-        seeds: Each trains the networks anew.
+        seeds: Each trains all networks again.
         say: Called with a line of text at every step.
 
     Returns:
@@ -108,7 +108,7 @@ def entry(model: Classifier, contests: Mapping[str, Contest], remarks: Mapping[s
 
 
 def pixel_entries(training_set: ImageSet, seed: int) -> Iterator[tuple[str, Entry]]:
-    """WNLL on the pixels themselves, with logistic regression on the same template of 300 digits beside it."""
+    """WNLL on the pixels themselves, and logistic regression on the same template of 300 digits."""
     from sklearn.linear_model import LogisticRegression
 
     template = training_set.subset(300, seeded(seed))
@@ -146,7 +146,7 @@ def trained_entries(training_set: ImageSet, test_set: ImageSet, seed: int) -> It
 
 
 def _remarks(softmax: Classifier, interpolating: Classifier, test_set: ImageSet) -> dict[str, float]:
-    """Mutual classification, vanished gradients, and what remains when one attacked image stands among clean ones.
+    """Mutual classification, vanished gradients, and what remains when one attacked image is among clean ones.
 
     Images are attacked and decided on in one batch, because WNLL answers by the batch.
     """
@@ -182,7 +182,7 @@ def zero_gradients(model: torch.nn.Module, test_set: ImageSet) -> float:
 
 
 def among_clean(model: Classifier, some: ImageSet, attack: Attack) -> float:
-    """Share of images, all attacked together, that are right when each stands among the other images left clean."""
+    """Share of images, all attacked together, that are right when each is among the other images, left clean."""
     attacked, right = attack(model, some.images, some.labels), 0
     with evaluating(model), torch.no_grad():
         for index, label in enumerate(some.labels):

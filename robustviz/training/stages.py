@@ -182,8 +182,8 @@ class _Run:
     Attributes:
         settings: What must mean the same for the training to go on, besides what the state of each stage holds.
         state: The file that says what the training is; None keeps nothing.
-        origin: As in `harden`.
-        on_epoch: As in `harden`.
+        origin: Says which network the training began with.
+        on_epoch: Called after every epoch with its log and the number of epochs of its stage.
         stages: Names of the stages that have begun.
     """
 

@@ -147,10 +147,10 @@ def tvm_contests(
     """Make attacks on a network behind TVM: one that ignores the purifier, and those that know of it.
 
     Args:
-        steps: As in `bpda_contests`, like the others.
-        averaged_steps: As in `bpda_contests`.
-        draws: As in `bpda_contests`.
-        exact: As in `bpda_contests`; the naive attack then follows the published gradient of the linear head.
+        steps: Steps of each attack with one mask for each step.
+        averaged_steps: Steps of each attack that averages over masks.
+        draws: Masks to average over.
+        exact: Passed to `bpda_contests`; the naive attack then follows the published gradient of the linear head.
     """
     naive, head = ([surrogate_head], [exact_head]) if exact else ([], [])
     objective = probability_margin if exact else cross_entropy
