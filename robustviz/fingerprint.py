@@ -47,7 +47,10 @@ def _parts(value: Any) -> Iterator[bytes]:
     if isinstance(value, Tensor):
         if value.dim() > 1:  # the bytes alone tell the length of a vector
             yield str(tuple(value.shape)).encode()
-        yield value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+        for rows in torch.split(value.detach(), 1024) if value.dim() else (value.detach(),):
+            if rows.dim() == 4 and rows.dtype == torch.uint8:
+                rows = rows.float() / 255  # images kept as bytes are the same images
+            yield rows.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
     elif isinstance(value, nn.Module):
         yield from (line.encode() for line in settings_of(value))
         for name, tensor in (*value.named_parameters(), *value.named_buffers()):

@@ -31,6 +31,15 @@ def as_floats(pixels: Tensor) -> Images:
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
+def check_pixels(pixels: Any, labels: Labels, *, classes: int | None = None) -> None:
+    """Refuse what `robustviz.tensors.check_images` refuses, of images that are bytes or floats."""
+    if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8:
+        check_images(as_floats(pixels[:1]))
+        check_labels(labels, len(pixels), classes)
+    else:
+        check_images(pixels, labels, classes=classes)
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Labelled images in memory.
@@ -56,12 +65,7 @@ class ImageSet:
     name: str
 
     def __post_init__(self) -> None:
-        pixels = self.pixels
-        if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8:
-            check_images(as_floats(pixels[:1]))
-            check_labels(self.labels, len(pixels), len(self.classes))
-        else:
-            check_images(pixels, self.labels, classes=len(self.classes))
+        check_pixels(self.pixels, self.labels, classes=len(self.classes))
 
     @classmethod
     def of(

@@ -222,7 +222,7 @@ def meansparse_stages(training: Training, options: MeanSparseOptions) -> Iterato
     for module in model.modules():
         if isinstance(module, Sparsifier):
             module.alpha = options.alpha
-    images = training.image_set.images[training.kept]
+    images = training.image_set[training.kept].images
     yield Stage("statistics", "MeanSparse: one pass gathers the statistics", gather=partial(gather, model, images))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustviz.data import stratified
-from robustviz.types import Images, Labels
+from robustviz.types import Labels
 
 Schedule = Literal["constant", "steps", "cosine", "one-cycle"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -72,7 +72,7 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     return config.learning_rate
 
 
-def bf16_pays(images: Images, device: torch.device) -> bool:
+def bf16_pays(images: Tensor, device: torch.device) -> bool:
     """Tell whether bfloat16 is faster: on pictures large enough, with matrix units made for it."""
     if min(images.shape[-2:]) < 16:
         return False

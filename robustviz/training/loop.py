@@ -14,10 +14,11 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from robustviz.data import augment
+from robustviz.data.image_set import Bytes, as_floats, check_pixels
 from robustviz.distributed import Processes, processes
 from robustviz.fingerprint import fingerprint, settings_of
 from robustviz.objectives import cross_entropy
-from robustviz.tensors import check_images, check_labels, check_model, drawing, evaluating, logits_of, seeded
+from robustviz.tensors import check_labels, check_model, drawing, evaluating, logits_of, seeded
 from robustviz.training.config import TrainConfig, bf16_pays, hold_out, learning_rate
 from robustviz.training.state import EpochLog, TrainingState
 from robustviz.types import Attack, Images, Labels, Objective, PerImage
@@ -25,7 +26,7 @@ from robustviz.types import Attack, Images, Labels, Objective, PerImage
 
 def train(
     model: nn.Module,
-    images: Images,
+    images: Images | Bytes,
     labels: Labels,
     config: TrainConfig,
     *,
@@ -53,7 +54,7 @@ def train(
 
     Args:
         model: Trained in place, on the device where it is.
-        images: Training images in [0, 1].
+        images: Training images in [0, 1], or their bytes 0..255, which become floats batch by batch.
         labels: Their classes.
         config: Optimizer, schedule, augmentation, precision and seed.
         objective: What is lowered, averaged over the batch.
@@ -79,7 +80,7 @@ def train(
             loss stops being finite, or the resume file is damaged or belongs to another run.
     """
     check_model(model)
-    check_images(images, labels)
+    check_pixels(images, labels)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("model must have a parameter with requires_grad=True, else there is nothing to train")
@@ -102,7 +103,7 @@ def train(
     logs = state.restore()
     run = _Run(model, images, labels, config, optimizer, objective, attack, monitor or attack)
     with evaluating(model), torch.no_grad():
-        check_labels(labels, len(labels), logits_of(model, images[:1].to(run.device)).shape[1])
+        check_labels(labels, len(labels), logits_of(model, as_floats(images[:1]).to(run.device)).shape[1])
     with _training(model, run.bf16), run.progress_bar(len(logs), len(kept)) as bar:
         for epoch in range(len(logs), config.epochs):
             started = time.perf_counter()
@@ -126,7 +127,7 @@ class _Run:
     """What stays the same while a model is trained, and the two halves of an epoch."""
 
     model: nn.Module
-    images: Images
+    images: Images | Bytes
     labels: Labels
     config: TrainConfig
     optimizer: torch.optim.SGD
@@ -202,9 +203,13 @@ class _Run:
             with torch.cuda.device(self.device):
                 torch.cuda.manual_seed(seed)
 
+    def chosen(self, rows: Tensor) -> tuple[Images, Labels]:
+        """Fetch images as floats, and their labels, to the model's device."""
+        return as_floats(self.images[rows].to(self.device)), self.labels[rows].to(self.device)
+
     def batch(self, rows: Tensor, common: Generator, noise: Generator) -> tuple[Images, Labels]:
         """Fetch and augment the images of one update, take this process's share and attack it."""
-        images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
+        images, labels = self.chosen(rows)
         images = augment(images, padding=self.config.padding, flip=self.config.flip, generator=common)
         images, labels = self.together.share(images), self.together.share(labels)
         if self.bf16:
@@ -238,7 +243,7 @@ class _Run:
     def right(self, numbered: tuple[int, Tensor]) -> tuple[int, int]:
         """Count how many images of a batch are classified correctly, clean and under the monitoring attack."""
         batch, rows = numbered
-        images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
+        images, labels = self.chosen(rows)
         with evaluating(self.model), self.autocast():
             with torch.no_grad():
                 logits = self.model(images)

@@ -95,7 +95,7 @@ def harden(
     kind: dict[str, Any] = {
         "network": network,
         "classes": len(image_set.classes),
-        "channels": image_set.images.shape[1],
+        "channels": image_set.shape[0],
     }
     if start is not None:
         check_same_shape(start, architecture(start, **kind))
@@ -225,7 +225,7 @@ class _Run:
         with training.within(training.model):
             return train(
                 training.model,
-                training.image_set.images,
+                training.image_set.pixels,
                 training.image_set.labels,
                 config,
                 objective=training.objective,

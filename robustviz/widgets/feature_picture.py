@@ -74,7 +74,7 @@ class FeaturePicture:
             frame.show(image, text)
         training = self.measured.training
         for frame, row in zip(self.neighbors, record.neighbors.tolist(), strict=True):
-            frame.show(training.images[row], self.classes[int(training.labels[row])])
+            frame.show(training[row].images[0], self.classes[int(training.labels[row])])
         distance, margin = (course.show(record) for course in self.courses)
         return (
             f"{state.method}, epsilon {state.epsilon:.3g}: {record.fallen:.0%} of {len(labels)} images are decided "

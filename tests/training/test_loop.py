@@ -18,6 +18,7 @@ from torch import nn
 
 from robustviz.attacks import apgd, deepfool, fgsm, pgd, square
 from robustviz.defenses.tvm import TVM
+from robustviz.fingerprint import fingerprint
 from robustviz.models import initialized, small_cnn, vgg16
 from robustviz.objectives import cross_entropy, dlr, margin
 from robustviz.tensors import drawing, seeded
@@ -643,3 +644,16 @@ def test_bad_input(unchecked, some):
     ):
         with pytest.raises(error, match=words):
             train(model, bad_images, bad_labels, FAST, **settings)
+
+
+def test_bytes_train_like_the_floats_they_are():
+    """The same weights, and the same fingerprint, so that a run that was interrupted with floats goes on with bytes."""
+    pixels = torch.randint(256, (40, 1, 8, 8), generator=seeded(0)).byte()
+    labels, config = torch.arange(40) % 2, replace(FAST, epochs=2)
+    assert fingerprint(pixels, labels) == fingerprint(pixels.float() / 255, labels)
+    networks = [initialized(partial(small_cnn, classes=2), 0) for _ in range(2)]
+    attack = partial(pgd, threat=THREAT, steps=1)
+    for network, images in zip(networks, (pixels, pixels.float() / 255), strict=True):
+        train(network, images, labels, config, attack=attack)
+    states = [network.state_dict() for network in networks]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())

@@ -130,7 +130,7 @@ def wnll_classifier(
             f"templates={templates}; random points hold all classes after {expected_size(classes):.1f} on average"
         )
     chosen = balanced(image_set.labels, size * templates, classes, generator)
-    template = features_of(classifier, image_set.images[chosen])
+    template = features_of(classifier, image_set[chosen].images)
     head = WNLLHead(
         template,
         image_set.labels[chosen].to(template.device),
@@ -151,7 +151,7 @@ def refresh_template(classifier: Classifier, image_set: ImageSet) -> None:
     """Compute the template's features again, after training, from the image set that it was drawn from."""
     head: Any = classifier.head
     chosen = head.template_indices.to(image_set.labels.device)
-    head.refresh(features_of(classifier, image_set.images[chosen]), head.template_labels)
+    head.refresh(features_of(classifier, image_set[chosen].images), head.template_labels)
 
 
 @torch.no_grad()
@@ -243,7 +243,7 @@ def interpolated_cross_entropy(
         raise ValueError(f"head must be a WNLLHead, got {type(head).__name__}; `wnll_classifier` puts one there")
     chosen = balanced(template_set.labels, size, head.classes, generator)
     template_labels = template_set.labels[chosen].to(labels.device)
-    template = model.features(template_set.images[chosen].to(images))
+    template = model.features(template_set[chosen].images.to(images))
     features = model.features(images)
     points = torch.cat([features, template])
     weights = affinity(points, neighbors=head.neighbors, scale_neighbor=head.scale_neighbor)
