@@ -66,7 +66,7 @@ class Classifier(nn.Module):
         purify: Cleans images before anything else; None leaves them as they are.
 
     Attributes:
-        classes: Names of the classes in the order of the logits; None if nobody said them.
+        classes: Names of the classes in the order of the logits; None if they are not known.
         source: What opens the network again, if `robustviz.networks.open_network` opened it.
     """
 
