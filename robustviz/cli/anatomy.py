@@ -22,7 +22,7 @@ def anatomy(
     out: Path = Path("runs/anatomy/index.html"),
     force: bool = False,
 ) -> None:
-    """Take published WNLL figures apart: what the released code does otherwise, one switch at a time.
+    """Take published figures apart: what the released code does otherwise, one switch at a time.
 
     The attack with re-sorted labels, the attacked template, batch norm in training mode and the scaled perturbation of
     Carlini & Wagner are switches on robustviz's own code. The table says how far each moves clean and attacked

@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args
 from cyclopts import App, CycloptsError, Parameter, convert, validators
 
 COMMANDS = {
-    "anatomy": "Take published WNLL figures apart: what the released code does otherwise, one switch at a time.",
+    "anatomy": "Take published figures apart: what the released code does otherwise, one switch at a time.",
     "attack-suite": "Measure the worst case of a trained network over a suite of attacks, image by image.",
     "certify": "Certify a trained network by randomized smoothing, and attack the same smoothed network.",
     "checkpoints": "List the trained networks that come with robustviz, their accuracy, and how each was trained.",

@@ -21,7 +21,7 @@ MAY = (
     "benchmark/claims.py",
     "benchmark/page.py",
 )
-MAY += ("geometry/votes.py", "certificate.py")
+MAY += ("geometry/votes.py", "cli/anatomy.py")
 """Who may name defenses: their own files, and what is written about some of them."""
 
 WORDS = [rf"(?<![a-zA-Z]){defense.name}(?![a-z])|{defense.name.upper()}" for defense in DEFENSES]
