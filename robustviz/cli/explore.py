@@ -1,16 +1,22 @@
 """The command `explore`: an explorer as one page that works without Python and without a network."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from robustviz.cli.app import Count, Radius, say, writable
-from robustviz.cli.target import Target, called
-from robustviz.data import DOWNLOADS
+from robustviz.cli.target import Opened, Target, called
+from robustviz.data import DOWNLOADS, load
 from robustviz.types import Norm
+
+if TYPE_CHECKING:
+    from robustviz.explorers import Explorer
+
+Kind = Literal["attack", "features", "channels"]
 
 
 def explore(
-    kind: Literal["attack"],
+    kind: Kind,
     /,
     *checkpoints: str,
     data: str | None = None,
@@ -27,34 +33,61 @@ def explore(
     The page holds everything that was measured, so it can be mailed, or opened from a USB stick.
 
     Args:
-        kind: attack compares networks on images under attacks of growing strength.
-        checkpoints: Run folders, .safetensors files, or names that `robustviz checkpoints` lists; default: a standard
-            and an adversarially trained network that come with robustviz.
+        kind: attack compares networks on images under attacks of growing strength; features shows where an attack
+            carries images in the feature space of one network; channels shows which channels an attack wakes up, and
+            what attacks on CAS leave of it.
+        checkpoints: Run folders, .safetensors files, or names that `robustviz checkpoints` lists; default: networks
+            that come with robustviz.
         data: As in `robustviz train`; default: what the networks were trained on.
         norm: linf or l2; default: what the record of the first network says.
         epsilon: Middle of the strengths, such as 8/255; default: what the record of the first network says.
-        images: Test images behind the accuracies, drawn evenly from the classes.
-        shown: How many of them have pictures.
+        images: Test images, drawn evenly from the classes.
+        shown: How many of them have pictures; with attack alone.
         root: Folder of downloaded data sets; default data/downloads.
         out: The page, a name ending in .html.
         force: Replace a page that is there.
     """
     _check_out(out, force)
-    from robustviz.explorers.attack import strengths_around
-    from robustviz.explorers.attack_view import attack_explorer
-    from robustviz.explorers.networks import usual_names, usual_set
-
-    names = {called(name): name for name in checkpoints} or usual_names(data or usual_set())
+    names = {called(name): name for name in checkpoints} or _usual(kind, data)
+    if kind == "features" and len(names) > 1:
+        raise ValueError(f"features shows one network, got {len(names)}: {', '.join(names)}; make a page for each")
     settings: dict[str, Any] = {"data": data, "norm": norm, "epsilon": epsilon, "images": images, "root": root}
     opened = {word: Target(name, device="cpu", **settings).opened(images) for word, name in names.items()}
-    first, sets = next(iter(opened.values())), {one.images.name for one in opened.values()}
+    sets = {one.images.name for one in opened.values()}
     if len(sets) > 1:
         raise ValueError(f"checkpoints must be trained on one data set, got {', '.join(sorted(sets))}; leave some out")
+    first = next(iter(opened.values()))
+    if first.threat.norm != "linf" and kind != "attack":
+        raise ValueError(f"--norm must be linf with {kind}, got {first.threat.norm}; attack takes both")
     say(f"{', '.join(opened)} on {len(first.images)} test images of {first.images.name}")
-    networks = {word: one.model for word, one in opened.items()}
-    strengths = strengths_around(first.threat)
-    explorer = attack_explorer(networks, first.images, strengths=strengths, norm=first.threat.norm, shown=shown)
+    explorer = _measured(kind, opened, shown, root)
     say(f"{len(explorer.frames):,} settings measured\nopen {explorer.save(out, force=force)}")
+
+
+def _usual(kind: Kind, data: str | None) -> dict[str, str]:
+    """Name the shipped networks that an explorer shows, by their words on the screen."""
+    from robustviz.explorers.channels import usual_pair_names
+    from robustviz.explorers.networks import usual_names, usual_set
+
+    if kind == "channels":
+        return usual_pair_names(data or "digits")
+    names = usual_names(data or usual_set())
+    return names if kind == "attack" else {"standard": names["standard"]}
+
+
+def _measured(kind: Kind, opened: Mapping[str, Opened], shown: int, root: Path) -> "Explorer":
+    """Measure the frames of an explorer."""
+    from robustviz.explorers import attack_explorer, channels_explorer, features_explorer
+    from robustviz.explorers.attack import strengths_around
+
+    networks, first = {word: one.model for word, one in opened.items()}, next(iter(opened.values()))
+    strengths = strengths_around(first.threat)
+    if kind == "attack":
+        return attack_explorer(networks, first.images, strengths=strengths, norm=first.threat.norm, shown=shown)
+    if kind == "channels":
+        return channels_explorer(networks, first.images, strengths=strengths[::2])
+    pool = load(first.data, "train", root=root)
+    return features_explorer(first.model, pool.subset(min(1000, len(pool))), first.images, strengths=strengths)
 
 
 def _check_out(out: Path, force: bool) -> None:

@@ -2,8 +2,24 @@
 
 from robustviz.explorers.attack import attack_frames
 from robustviz.explorers.attack_view import attack_explorer, show_attack
+from robustviz.explorers.channels import channel_frames, channels_explorer, show_channels
 from robustviz.explorers.control import Control
 from robustviz.explorers.explorer import Explorer
+from robustviz.explorers.features import feature_frames
+from robustviz.explorers.features_view import features_explorer, show_features
 from robustviz.explorers.frames import Frames
 
-__all__ = ["Control", "Explorer", "Frames", "attack_explorer", "attack_frames", "show_attack"]
+__all__ = [
+    "Control",
+    "Explorer",
+    "Frames",
+    "attack_explorer",
+    "attack_frames",
+    "channel_frames",
+    "channels_explorer",
+    "feature_frames",
+    "features_explorer",
+    "show_attack",
+    "show_channels",
+    "show_features",
+]

@@ -13,9 +13,9 @@ from robustviz.data import ImageSet
 from robustviz.evaluation import wilson
 from robustviz.explorers.attack import attack_frames
 from robustviz.explorers.attack_chart import PICTURES, draw
-from robustviz.explorers.control import Control
+from robustviz.explorers.control import Control, in_levels, strength_control, strength_presets
 from robustviz.explorers.explorer import Explorer, Row
-from robustviz.explorers.frames import BUDGET, Frames, Value
+from robustviz.explorers.frames import BUDGET, Frames
 from robustviz.explorers.networks import compared, usual_images
 from robustviz.explorers.pictures import Album, rounded
 from robustviz.types import Images, Norm
@@ -61,20 +61,14 @@ def show_attack(frames: Frames) -> Explorer:
     attacks, radii = frames.grid["attack"], frames.grid["strength"]
     strengths, unit = in_levels(radii, frames.about["norm"])
     frames = Frames(frames.kind, {**frames.grid, "strength": strengths}, frames.arrays, frames.about)
-    middle = strengths[len(strengths) // 2]
     truths = [classes[label] for label in labels]
     words = [f"{image}, class {truth}" for image, truth in enumerate(truths)]
     controls = (
         Control("attack", "Attack", attacks, attacks[0]),
-        Control("strength", "Strength", strengths, middle, tuple(f"{strength}{unit}" for strength in strengths)),
+        strength_control(strengths, unit),
         Control("image", "Image", frames.grid["image"], 0, tuple(words)),
     )
-    presets: dict[str, dict[str, Value]] = {
-        "no attack": {"strength": strengths[0]},
-        "usual strength": {"strength": middle},
-        "strongest": {"strength": strengths[-1]},
-        **{str(attack): {"attack": attack} for attack in attacks[1:]},
-    }
+    presets = strength_presets(strengths) | {str(attack): {"attack": attack} for attack in attacks[1:]}
     album = _album(frames)
     rows = _rows(frames, album)
     return Explorer(
@@ -94,20 +88,6 @@ def show_attack(frames: Frames) -> Explorer:
         },
         shown=partial(_shown, frames, album),
     )
-
-
-def in_levels(radii: Sequence[Value], norm: str) -> tuple[tuple[Value, ...], str]:
-    """Return strengths as a person reads them, and their unit: whole gray levels of 255 where all of them are such.
-
-    Args:
-        radii: In pixel units of [0, 1].
-        norm: In which they are measured.
-    """
-    levels = [255 * float(radius) for radius in radii]
-    whole = norm == "linf" and all(abs(round(level) - level) < 1e-6 for level in levels)
-    if whole and 0 < max(levels) < 100:
-        return tuple(round(level) for level in levels), " of 255"
-    return tuple(round(float(radius), 6) for radius in radii), ""
 
 
 def _album(frames: Frames) -> Album:

@@ -1,7 +1,7 @@
 """The controls of an explorer: a name, the values that were measured, and the words that each is spoken with."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -15,6 +15,10 @@ State = dict[str, Value]
 """A value for each control, by its name."""
 
 
+RESERVED = ("class", "default", "delete", "function", "in", "new", "switch", "this", "typeof", "var", "with", "frame")
+"""Words that JavaScript or an explorer keeps for itself."""
+
+
 @dataclass(frozen=True)
 class Control:
     """One control: a slider where the values are evenly spaced numbers, else a list.
@@ -25,10 +29,10 @@ class Control:
         values: What was measured.
         start: Shown first.
         words: What a screen reader says for each value; empty for the values themselves.
-        field: Column of the rows that a click on the chart takes the value from; empty if the chart sets nothing.
+        field: Column of the rows that a click on a page's chart takes the value from; empty if clicks set nothing.
 
     Raises:
-        ValueError: If the start is none of the values, or there are not as many words as values.
+        ValueError: If the name cannot be used, the start is none of the values, or their words are not as many.
     """
 
     name: str
@@ -39,6 +43,8 @@ class Control:
     field: str = ""
 
     def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name in RESERVED:
+            raise ValueError(f"name must be one that Vega can compute with, got {self.name!r}; choose another")
         check_state({self.name: self.values}, {self.name: self.start})
         if self.words and len(self.words) != len(self.values):
             raise ValueError(f"words must be one for each of {len(self.values)} values, got {len(self.words)}")
@@ -53,16 +59,11 @@ class Control:
         return gaps[0] if gaps[0] > 0 and all(isclose(gap, gaps[0], rel_tol=1e-6) for gap in gaps) else None
 
     @property
-    def signal(self) -> str:
-        """Name that Vega knows the value by."""
-        return f"{self.name}_{self.field}" if self.field else self.name
-
-    @property
     def place(self) -> str:
         """Vega's expression for the place of the value among `values`."""
         if self.step is not None:
-            return f"round(({self.signal} - {self.values[0]!r}) / {self.step!r})"
-        return f"indexof({json.dumps(list(self.values))}, {self.signal})"
+            return f"round(({self.name} - {self.values[0]!r}) / {self.step!r})"
+        return f"indexof({json.dumps(list(self.values))}, {self.name})"
 
     def spoken(self, value: Value) -> str:
         """What a screen reader says for a value."""
@@ -74,12 +75,33 @@ class Control:
         if self.step is not None:
             bind |= {"input": "range", "min": self.values[0], "max": self.values[-1], "step": self.step}
             del bind["options"]
-        held: dict[str, Any] = {"name": self.name}
-        if self.field:
-            clicked = {"type": "point", "fields": [self.field], "on": "click", "clear": False, "toggle": False}
-            held |= {"select": clicked, "value": [{self.field: value}]}
-            return held | {"bind": {self.field: bind}} if bound else held
-        return held | {"value": value} | ({"bind": bind} if bound else {})
+        return {"name": self.name, "value": value} | ({"bind": bind} if bound else {})
+
+
+def in_levels(radii: Sequence[Value], norm: str) -> tuple[tuple[Value, ...], str]:
+    """Return strengths as a person reads them, and their unit: whole gray levels of 255 where all of them are such.
+
+    Args:
+        radii: In pixel units of [0, 1].
+        norm: In which they are measured.
+    """
+    levels = [255 * float(radius) for radius in radii]
+    whole = norm == "linf" and all(abs(round(level) - level) < 1e-6 for level in levels)
+    if whole and 0 < max(levels) < 100:
+        return tuple(round(level) for level in levels), " of 255"
+    return tuple(round(float(radius), 6) for radius in radii), ""
+
+
+def strength_control(strengths: tuple[Value, ...], unit: str) -> Control:
+    """Make the control of an attack's strength, which begins in the middle."""
+    words = tuple(f"{strength}{unit}" for strength in strengths)
+    return Control("strength", "Strength", strengths, strengths[len(strengths) // 2], words)
+
+
+def strength_presets(strengths: tuple[Value, ...]) -> dict[str, State]:
+    """Name the strengths that a lecturer jumps to."""
+    named = {"no attack": strengths[0], "usual strength": strengths[len(strengths) // 2], "strongest": strengths[-1]}
+    return {name: {"strength": strength} for name, strength in named.items()}
 
 
 def frame_number(controls: tuple[Control, ...]) -> str:

@@ -103,7 +103,6 @@
     for (const control of page.content.controls) {
       const words = control.words[place(control, page.state[control.name])];
       const input = control.input;
-      if (!input) continue;
       input.setAttribute("aria-label", control.label);
       if (input.type === "range") {
         input.setAttribute("aria-valuetext", words);
@@ -116,14 +115,14 @@
 
   async function show(state) {
     for (const control of page.content.controls) {
-      if (control.name in state) page.view.signal(control.signal, state[control.name]);
+      if (control.name in state) page.view.signal(control.name, state[control.name]);
     }
     await page.view.runAsync();
   }
 
   function follow() {
     for (const control of page.content.controls) {
-      const found = place(control, page.view.signal(control.signal));
+      const found = place(control, page.view.signal(control.name));
       if (found >= 0) page.state[control.name] = control.values[found];
     }
     if (page.following) return;
@@ -135,14 +134,15 @@
 
   // --- the chart ----------------------------------------------------------------------------------------------------
 
+  // Vega makes the inputs, in an order of its own and with bare numbers beside them.
   function controls() {
     for (const control of page.content.controls) {
       control.input = [...document.querySelectorAll("#controls input, #controls select")]
-        .find((input) => input.name === control.signal);
-      if (control.input && control.input.type === "range") {
-        while (control.input.nextSibling) control.input.nextSibling.remove(); // Vega's own bare number
-        control.input.after(document.createElement("output"));
-      }
+        .find((input) => input.name === control.name);
+      find("controls").append(control.input.closest(".vega-bind"));
+      if (control.input.type !== "range") continue;
+      while (control.input.nextSibling) control.input.nextSibling.remove();
+      control.input.after(document.createElement("output"));
     }
   }
 
@@ -166,7 +166,11 @@
     window.view = view;
     controls();
     await show(page.state);
-    for (const control of page.content.controls) view.addSignalListener(control.signal, follow);
+    for (const control of page.content.controls) view.addSignalListener(control.name, follow);
+    view.addEventListener("click", (event, item) => {
+      const picked = page.content.controls.find(({ field }) => field && item && item.datum && field in item.datum);
+      if (picked) show({ [picked.name]: item.datum[picked.field] });
+    });
     follow();
     if (focus && document.getElementsByName(focus)[0]) document.getElementsByName(focus)[0].focus();
   }

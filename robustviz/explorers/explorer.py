@@ -96,10 +96,9 @@ class Explorer:
         drawn: dict[str, Any] = self.draw(width).to_dict(validate=False)
         drawn.pop("config", None)
         held = [control.param(state[control.name], bound=bound) for control in self.controls]
-        _place_selections(drawn, [param for param in held if "select" in param])
         named = {"frame": frame_number(self.controls), **self.signals}
         drawn["params"] = [
-            *(param for param in held if "select" not in param),
+            *held,
             *({"name": name, "expr": expression} for name, expression in named.items()),
             *drawn.get("params", []),
         ]
@@ -206,9 +205,3 @@ def _small(content: bytes) -> bytes:
         if len(stream.getvalue()) <= STILL:
             break
     return stream.getvalue()
-
-
-def _place_selections(drawn: dict[str, Any], params: list[dict[str, Any]]) -> None:
-    """Put parameters that a click sets on the views that are named `pick...`; Vega-Lite wants to know which."""
-    for param in params:
-        drawn.setdefault("params", []).append(param | {"views": ["pick"]})

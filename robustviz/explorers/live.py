@@ -99,7 +99,7 @@ class LiveExplorer(ipywidgets.VBox):
     def state(self) -> State:
         """Return the setting that is shown; given to `show`, or to `live` as a state, it brings it back."""
         values = self.chart.values
-        return {control.name: _nearest(control, values[control.signal]) for control in self.explorer.controls}
+        return {control.name: _nearest(control, values[control.name]) for control in self.explorer.controls}
 
     def show(self, state: Mapping[str, Value] | str) -> None:
         """Show another setting.
@@ -123,7 +123,7 @@ class LiveExplorer(ipywidgets.VBox):
         return self.explorer.describe(self.state())
 
     def _signals(self, state: Mapping[str, Value]) -> dict[str, Value]:
-        return {control.signal: state[control.name] for control in self.explorer.controls}
+        return {control.name: state[control.name] for control in self.explorer.controls}
 
     def _follow(self, change: Any = None) -> None:
         self._line.value = f'<div role="status">{escape(self.message)}</div>'

@@ -60,7 +60,7 @@ def _control(control: Control, state: State) -> dict[str, Any]:
     return {
         "name": control.name,
         "label": control.label,
-        "signal": control.signal,
+        "field": control.field,
         "values": values,
         "value": state[control.name],
         "words": [control.spoken(value) for value in values],

@@ -41,12 +41,13 @@ def config(*, dark: bool = False, font: str = "system-ui, sans-serif") -> dict[s
     ink, faint = ("#e8e8e8", "#555555") if dark else ("#222222", "#dddddd")
     words = {"labelFontSize": LETTERS, "titleFontSize": LETTERS, "labelColor": ink, "titleColor": ink}
     words |= {"titleFontWeight": "normal"}
+    symbols = {"symbolStrokeWidth": 0, "symbolOpacity": 1}
     return {
         "background": "transparent",
         "font": font,
         "view": {"stroke": None},
         "axis": {**words, "gridColor": faint, "domainColor": faint, "tickColor": faint},
-        "legend": {**words, "orient": "top", "titleFontWeight": "bold", "labelLimit": 260, "symbolStrokeWidth": 0},
+        "legend": {**words, **symbols, "orient": "top", "titleFontWeight": "bold", "labelLimit": 260},
         "title": {"fontSize": LETTERS + 1, "color": ink, "anchor": "start", "fontWeight": "bold"},
         "text": {"fontSize": LETTERS, "color": ink},
         "rule": {"color": ink},

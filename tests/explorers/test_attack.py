@@ -13,7 +13,8 @@ from robustviz.data import digits as digits_set
 from robustviz.evaluation import wilson
 from robustviz.explorers import attack_explorer
 from robustviz.explorers.attack import ATTACKS, attack_frames, strengths_around
-from robustviz.explorers.attack_view import in_levels, show_attack
+from robustviz.explorers.attack_view import show_attack
+from robustviz.explorers.control import in_levels
 from robustviz.explorers.frames import Frames
 from robustviz.tensors import seeded
 from robustviz.types import Threat

@@ -48,20 +48,14 @@ def test_evenly_spaced_numbers_have_a_slider_and_others_a_list():
     assert "bind" not in CONTROLS[0].param("PGD", bound=False)
 
 
-def test_a_click_may_set_a_control():
-    control = Control("image", "Image", (0, 1, 2), 0, field="i")
-    held = control.param(1)
-    assert control.signal == "image_i"
-    assert held["select"]["fields"] == ["i"]
-    assert held["value"] == [{"i": 1}]
-    assert held["bind"]["i"]["input"] == "range"
-
-
 def test_words():
     assert CONTROLS[2].spoken(3) == "image 3"
     assert CONTROLS[1].spoken(0.15) == "0.15"
     with pytest.raises(ValueError, match="words must be one for each of 2 values, got 1"):
         Control("a", "A", (1, 2), 1, ("one",))
+    for name in ("class", "frame", "my name"):
+        with pytest.raises(ValueError, match="name must be one that Vega can compute with"):
+            Control(name, "A", (1, 2), 1)
     with pytest.raises(ValueError, match="a must be one of 1, 2, got 3"):
         Control("a", "A", (1, 2), 3)
 

@@ -18,6 +18,14 @@ def test_a_page_of_the_shipped_networks(tmp_path, capsys):
     assert f"open {out}" in said
 
 
+def test_one_network_for_features(tmp_path):
+    with pytest.raises(ValueError, match="features shows one network, got 2: digits-standard, digits-pgd"):
+        explore("features", "digits-standard", "digits-pgd", out=tmp_path / "page.html")
+    with pytest.raises(ValueError, match="--norm must be linf with channels, got l2"):
+        explore("channels", norm="l2", images=10, out=tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
