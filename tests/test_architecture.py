@@ -26,7 +26,7 @@ LAYERS = [
     {"diagnostics", "studies"},
     {"explorers"},
     {"pages", "benchmark"},
-    {"lessons", "explorers"},
+    {"lessons"},
     {"widgets", "cli"},
 ]
 DOORS = {"__init__", "__main__"}  # these open the package and may import anything

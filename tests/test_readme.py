@@ -1,5 +1,7 @@
 """What the README shows runs, and what it names exists."""
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -78,3 +80,62 @@ def test_figures_of_cifar10_are_those_of_the_records(network, words):
     record = NetworkResults.load(ROOT / "data" / "results" / "cifar10" / f"cifar10-{network}.json")
     figures = (100 * share(record.correct(*names))[0] for names in ([CLEAN], ["PGD-20"], record.worst_members()))
     assert f"| {words} | {' | '.join(f'{figure:.1f}' for figure in figures)} |" in README
+
+
+def test_the_map_is_complete_and_in_the_order_of_the_layers():
+    rows = re.findall(r"^\| (`[^|]+) \|", README.partition("## Map")[2].partition("## Methods")[0], re.MULTILINE)
+    mapped = [name for row in rows for name in re.findall(r"`robustviz\.(\w+)`", row)]
+    package = {path.stem for path in (ROOT / "robustviz").glob("*.py")} | {
+        path.parent.name for path in (ROOT / "robustviz").glob("*/__init__.py")
+    }
+    assert sorted(mapped) == sorted(package - {"__init__"})
+    code = (ROOT / "tests" / "test_architecture.py").read_text()
+    layers = ast.literal_eval(re.search(r"LAYERS = (\[.*?\n\])", code, re.DOTALL)[1])
+    floors = [next(i for i, names in enumerate(layers) if name in names) for name in mapped]
+    assert floors == sorted(floors)
+
+
+IMPORTS = [
+    "attacks.fgsm",
+    "attacks.pgd",
+    "certificate.certify",
+    "data.digits",
+    "data.signs",
+    "defenses.DEFENSES",
+    "defenses.TVM",
+    "defenses.WNLLHead",
+    "defenses.affinity",
+    "defenses.interpolate",
+    "defenses.joint",
+    "defenses.sparsified",
+    "defenses.tvm.TVM",
+    "defenses.tvm.minimize_tv",
+    "defenses.with_cas",
+    "defenses.wnll.WNLLHead",
+    "evaluation.evaluate",
+    "models.initialized",
+    "models.small_cnn",
+    "networks.own_network",
+    "objectives.mart",
+    "objectives.trades",
+    "training.TrainConfig",
+    "training.train",
+    "types.Threat",
+]
+"""Import paths that README or the design promise."""
+
+
+@pytest.mark.parametrize("path", IMPORTS)
+def test_import_paths_keep_working(path):
+    module, _, name = path.rpartition(".")
+    assert hasattr(importlib.import_module(f"robustviz.{module}"), name)
+
+
+def test_every_name_of_the_methods_is_there():
+    cells = re.findall(
+        r"`((?:attacks|objectives|defenses|certificate|models)\.\w+)`", README.partition("## Methods")[2]
+    )
+    assert len(cells) > 15
+    for path in cells:
+        module, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(f"robustviz.{module}"), name), path
