@@ -47,7 +47,10 @@ class EightBit:
 def round_to_8bit(
     model: nn.Module, images: Images, attacked: Images, labels: Labels, /, *, threat: Threat = LINF_8
 ) -> EightBit:
-    """Round attacked images to the nearest of 256 gray levels and ask the model again.
+    """Round attacked images to the nearest of 256 gray levels within the threat and ask the model again.
+
+    In L-infinity a pixel on the edge of the ball is rounded inwards: 0.1 is 25.5 levels, and 26 would be outside. In L2
+    every pixel is rounded to the nearest level.
 
     Args:
         model: Maps images in [0, 1] to logits; asked in evaluation mode.
@@ -63,7 +66,13 @@ def round_to_8bit(
     """
     check_images(images, labels)
     check_images(attacked)
-    levels = (attacked * 255).round().to(torch.uint8)
+    levels = (attacked * 255).round()
+    if threat.norm == "linf":
+        low = ((images - threat.epsilon) * 255 - 1e-3).ceil().clamp(min=0)
+        high = ((images + threat.epsilon) * 255 + 1e-3).floor().clamp(max=255)
+        inside = (attacked - images).abs() * 255 <= threat.epsilon * 255 + 1e-3
+        levels = torch.where(inside & (low <= high), levels.clamp(low, high), levels)  # a small ball may hold no level
+    levels = levels.to(torch.uint8)
 
     def success(points: Images) -> Tensor:
         near = norms(points - images, threat.norm) <= threat.epsilon + 1e-3 / 255

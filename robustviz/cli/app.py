@@ -128,17 +128,22 @@ def writable(option: str, folder: Path) -> None:
         ) from error
 
 
-def unused(out: Path, force: bool) -> None:
+def unused(option: str, folder: Path, force: bool) -> None:
     """Refuse a folder for results that cannot be written to, or that is not empty.
+
+    Args:
+        option: The option that names the folder, such as --out.
+        folder: Folder for the results.
+        force: Whether it may hold something.
 
     Raises:
         ValueError: If it cannot be written to.
         FileExistsError: If it is not empty, unless `force`.
     """
-    writable("--out", out)
-    if out.exists() and not force and any(out.iterdir()):
+    writable(option, folder)
+    if folder.exists() and not force and any(folder.iterdir()):
         raise FileExistsError(
-            f"--out {out} is there and not empty; choose another folder, or add --force to write into it"
+            f"{option} {folder} is there and not empty; choose another folder, or add --force to write into it"
         )
 
 

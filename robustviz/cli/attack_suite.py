@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from robustviz.cli.app import Count, Seed, new_file, say
+from robustviz.cli.app import Count, Seed, say
 from robustviz.cli.measure import measure
+from robustviz.cli.output import check_results, write_results
 from robustviz.cli.target import Target, called, knows_defenses
 from robustviz.distributed import processes
 from robustviz.evaluation import usual_draws
@@ -23,7 +24,7 @@ def attack_suite(
     batch_size: Count = 256,
     fast: bool = False,
     seed: Seed = 0,
-    out: Path | None = None,
+    out: tuple[Path, ...] = (),
     resume: bool = False,
     force: bool = False,
 ) -> None:
@@ -44,11 +45,12 @@ def attack_suite(
         batch_size: Images at a time.
         fast: Make the attacks on a copy with batch norm folded into the convolutions; the network itself decides.
         seed: Seed of the random starts.
-        out: JSON file for the decision on every image; default runs/CHECKPOINT-attack-suite.json.
+        out: File for the results: .json is the whole record with the decision on every image; .csv, .tex and .md are
+            the table. Give the option once for each file; default runs/CHECKPOINT-attack-suite.json.
         resume: Go on with the interrupted suite that is there.
         force: Start over although a result or an interrupted suite is there.
     """
-    out = out or Path("runs") / f"{called(target.checkpoint)}-attack-suite.json"
+    out = out or (Path("runs") / f"{called(target.checkpoint)}-attack-suite.json",)
     state = _claim(out, resume, force)
     opened = target.opened(500)
     model, test_set, threat = opened.model, opened.images, opened.threat
@@ -80,16 +82,15 @@ def attack_suite(
             f"the fast copy decided otherwise than the network on {sum(measured.settings['differing'].values())} images"
         )
     processes().wait()
+    write_results(out, "attack-suite", opened, measured)
     if processes().first:
-        measured.save(out)
         state.unlink(missing_ok=True)
-    say(f"wrote {out}")
 
 
-def _claim(out: Path, resume: bool, force: bool) -> Path:
-    """Return where the finished batches are kept, or refuse to touch what is there."""
-    state = out.with_name(f"{out.name}.unfinished")
-    new_file("--out", out, force, kind="JSON file")
+def _claim(out: tuple[Path, ...], resume: bool, force: bool) -> Path:
+    """Return where the finished batches are kept, next to the first file, or refuse to touch what is there."""
+    check_results(out, force)
+    state = out[0].with_name(f"{out[0].name}.unfinished")
     if state.exists() and not (resume or force):
         raise FileExistsError(f"{state} is an interrupted suite; add --resume to go on, or --force to start over")
     return state

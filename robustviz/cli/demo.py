@@ -17,6 +17,6 @@ def demo(*, out: Path = Path("runs/demo"), seed: Seed = 0, force: bool = False) 
     """
     from robustviz.pages.demo import run_demo
 
-    unused(out, force)
+    unused("--out", out, force)
     page, grid = run_demo(out, seed=seed, say=say)
     say(f"\n{grid}\n\nopen {page}")

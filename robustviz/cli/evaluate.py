@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from robustviz.cli.app import Count, Seed, new_file, say
+from robustviz.cli.app import Count, Seed, say
 from robustviz.cli.measure import measure
+from robustviz.cli.output import check_attacked, check_results, save_images, write_results
 from robustviz.cli.target import Target, knows_defenses
-from robustviz.distributed import processes
 from robustviz.evaluation.suites import adaptive_attacks, suite
 from robustviz.presets import EvaluationAttack, evaluation_attacks
 from robustviz.tensors import seeded
@@ -22,7 +22,8 @@ def evaluate(
     batch_size: Count = 256,
     survivors_only: bool = False,
     seed: Seed = 0,
-    out: Path | None = None,
+    out: tuple[Path, ...] = (),
+    save_attacked: Path | None = None,
     force: bool = False,
 ) -> None:
     """Measure a trained network on clean and on attacked test images.
@@ -40,26 +41,23 @@ def evaluate(
         batch_size: Images at a time.
         survivors_only: Attack only the images that every earlier attack left right: the same worst case, faster.
         seed: Seed of the random starts.
-        out: Also write the decision on every image to this JSON file.
-        force: Replace that file if it exists.
+        out: Also write the results to this file: .json is the whole record with the decision on every image; .csv, .tex
+            and .md are the table. Give the option once for each file.
+        save_attacked: Also write the attacked images, rounded to 8 bits and measured again, to this .npz file, or as
+            PNG files to this folder. The attacks are made a second time.
+        force: Replace files that exist.
     """
-    if out is not None:
-        new_file("--out", out, force, kind="JSON file")
+    check_results(out, force)
+    if save_attacked is not None:
+        check_attacked(save_attacked, force)
     opened = target.opened(1000)
     model, threat = opened.model, opened.threat
     say(str(opened))
-    measured = measure(
-        model,
-        opened.images,
-        suite(model, evaluation_attacks(attacks, threat, steps, restarts), threat, for_defense=adaptive),
-        seeded(seed),
-        batch_size=batch_size,
-        survivors_only=survivors_only,
-    )
+    made = suite(model, evaluation_attacks(attacks, threat, steps, restarts), threat, for_defense=adaptive)
+    measured = measure(model, opened.images, made, seeded(seed), batch_size=batch_size, survivors_only=survivors_only)
     say(measured.to_markdown())
     if not adaptive and adaptive_attacks(model, threat):
         say("attacks made for its defense are left out: the worst case says nothing about that defense")
-    if out is not None:
-        if processes().first:
-            measured.save(out)
-        say(f"wrote {out}")
+    write_results(out, "evaluate", opened, measured)
+    if save_attacked is not None:
+        save_images(save_attacked, opened, made, measured)

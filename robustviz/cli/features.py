@@ -50,7 +50,7 @@ def features(
         out: Folder for the results.
         force: Write into the folder although it is not empty.
     """
-    unused(out, force)
+    unused("--out", out, force)
     opened = target.opened(200)
     name, model, test_set, threat = opened.name, opened.model, opened.images, opened.threat
     if len(test_set) == len(set(test_set.labels.tolist())):

@@ -176,7 +176,7 @@ class RobustnessTable:
 
     @classmethod
     def load(cls, path: Path | str) -> "RobustnessTable":
-        """Read what `save` wrote; a file that says nothing of draws has one.
+        """Read what `save` wrote, or the record that a command wrote; a file that says nothing of draws has one draw.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -184,6 +184,7 @@ class RobustnessTable:
         """
         try:
             content = json.loads(Path(path).read_text())
+            content = content["results"]["table"] if "results" in content else content
             assembled = content.get("assembled")
             return cls(
                 tuple(content["conditions"]),

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -50,3 +51,16 @@ def test_a_tiny_perturbation_is_lost_and_a_distant_one_does_not_count():
     assert record.levels.flatten().tolist() == [100, 101, 103]
     assert record.before.tolist() == [True, True, False]
     assert record.after.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 8 / 255, 0.4 / 255, 0.0])
+def test_rounding_stays_within_the_threat_where_the_attack_did(digits_net, digits, epsilon):
+    images, labels = digits[0][:40], digits[1][:40]
+    threat = Threat("linf", epsilon)
+    attacked = pgd(digits_net, images, labels, threat=threat, steps=3)
+    record = round_to_8bit(digits_net, images, attacked, labels, threat=threat)
+    change = (record.images - images).abs()
+    assert (change <= epsilon + 0.5 / 255 + 1e-5).all()
+    if epsilon * 255 >= 1:  # every ball of this size holds a gray level
+        assert (change <= epsilon + 1e-5).all()
+        assert torch.equal(record.after, decisions(digits_net, record.images) != labels)

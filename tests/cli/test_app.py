@@ -40,7 +40,7 @@ def test_evaluation_is_light():
 
 
 def test_every_command_has_a_file_and_every_file_a_command():
-    helpers = {"__init__", "__main__", "app", "defense", "measure", "options", "own", "target"}
+    helpers = {"__init__", "__main__", "app", "defense", "measure", "options", "output", "own", "target"}
     files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - helpers
     assert files == {name.replace("-", "_") for name in COMMANDS}
 

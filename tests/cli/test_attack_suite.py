@@ -59,7 +59,7 @@ def test_attacks_and_threat_are_chosen(says, elsewhere):
     assert [row[0] for row in rows(text)][2:-1] == ["noise-10", "CW-4", "DeepFool-4"]
     assert "l2, epsilon 0.5" in text
     assert "the fast copy decided otherwise than the network on 0 images" in text
-    settings = json.loads((elsewhere / "a" / "b.json").read_text())["settings"]
+    settings = RobustnessTable.load(elsewhere / "a" / "b.json").settings
     assert settings["attacks"]["CW-4"]["threat"] == {"type": "Threat", "norm": "l2", "epsilon": 0.5}
     assert settings["attacks"]["noise-10"]["steps"] == 10
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from robustviz import cli
 from robustviz.cli.target import called
 from robustviz.data import load
+from robustviz.records import RunRecord
 
 NETS = """
 import torch
@@ -71,7 +72,8 @@ def run(*words):
 
 @pytest.mark.parametrize("weights", ["weights.safetensors", "weights.pt"])
 def test_the_numbers_are_those_of_a_plain_loop(network, weights, capsys):
-    run("evaluate", *OWN, "--weights", weights, "--resize", 16, "--epsilon", "8/255", "--attacks", "fgsm")
+    few = ("--resize", 16, "--epsilon", "8/255", "--attacks", "fgsm", "--out", "t.json", "--out", "t.csv")
+    run("evaluate", *OWN, "--weights", weights, *few)
     text = capsys.readouterr().out
     test_set = load("pictures", "test", resize=16)
     images, labels = test_set.images.clone().requires_grad_(), test_set.labels
@@ -81,6 +83,9 @@ def test_the_numbers_are_those_of_a_plain_loop(network, weights, capsys):
     assert f"nets.py:build on {len(labels)} test images of pictures, linf, epsilon 0.03137" in text
     rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.split("\n") if "|" in line}
     assert (rows["clean"], rows["FGSM"]) == (f"{clean:.1%}", f"{under:.1%}")
+    source = RunRecord.load("t.json").settings["source"]
+    assert source["spec"] == "nets.py:build"
+    assert set(source["sha256"]) == {"nets.py", weights}
 
 
 @pytest.mark.parametrize(
