@@ -282,3 +282,34 @@ def test_a_table_of_a_joint_head_comes_back(tmp_path):
     again = RobustnessTable.load(table.save(tmp_path / "table.json"))
     assert torch.equal(again.assembled, table.assembled)
     assert again.rows() == table.rows()
+
+
+# Wherever it is called, and on a GPU.
+
+
+@pytest.mark.parametrize("name", ["digits-standard", "digits-tvm", "digits-wnll"])
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_an_evaluation_without_gradients_around_it_is_the_same(name, around, digits):
+    model, (images, labels) = checkpoints.load(name)[0], (part[:12] for part in digits)
+    settings = {"draws": 1 if name == "digits-standard" else 2, "batch_size": 8}
+    attacks = {"PGD": partial(pgd, threat=THREAT, steps=2)}
+    expected = evaluate(model, images, labels, attacks, **settings)
+    with around():
+        found = evaluate(model, images, labels, attacks, **settings)
+    assert torch.equal(found.predictions, expected.predictions)
+    assert torch.equal(found.distances, expected.distances)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", ["digits-standard", "digits-pgd-cas", "digits-tvm", "digits-wnll", "crowd"])
+def test_an_evaluation_on_a_gpu_finds_what_one_on_the_cpu_finds(name, digits, tmp_path):
+    model, (images, labels) = (Crowd(), crowd_images()) if name == "crowd" else (checkpoints.load(name)[0], digits)
+    images, labels = images[:40], labels[:40]
+    settings = {"batch_size": 15, "draws": 1 if name == "digits-standard" else 4, "resume": tmp_path / "state.json"}
+    found = evaluate(model.cuda(), images.cuda(), labels.cuda(), SHIFTS if name == "crowd" else IDLE, **settings)
+    settings["resume"] = None
+    expected = evaluate(model.cpu(), images, labels, SHIFTS if name == "crowd" else IDLE, **settings)
+    for condition in expected.conditions:
+        assert found.accuracy(condition) == pytest.approx(expected.accuracy(condition), abs=0.03)
+    assert found.worst_case() == pytest.approx(expected.worst_case(), abs=0.03)
+    assert found.predictions.device.type == "cpu"

@@ -207,6 +207,17 @@ def test_networks_that_need_two_images_train_on_any_number(some, kind):
     assert math.isfinite(logs[0].loss)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_epoch_on_a_gpu(some, precision):
+    model = small().cuda()
+    config = replace(FAST, epochs=1, precision=precision, padding=1, flip=True)
+    (log,) = train(model, *some, config, attack=partial(pgd, threat=THREAT, steps=2))
+    assert math.isfinite(log.loss)
+    assert log.clean_accuracy >= log.robust_accuracy
+    assert all(parameter.is_cuda for parameter in model.parameters())
+
+
 class Says(nn.Module):
     """Returns whatever a function makes of the logits."""
 
