@@ -203,7 +203,7 @@ def _stripes(images: Images, generator: Generator) -> Images:
 def _paint(clean: Images, current: Images, side: int, threat: Threat, generator: Generator) -> Images:
     """Set a window to the upper or lower end of the ball, channel by channel; never leave it as it was."""
     window, count, channels = _windows(clean, side, generator), len(clean), clean.shape[1]
-    ends = threat.epsilon * _signs(clean, generator, count, channels, 1, 1)
+    ends = threat.epsilon * wide(_signs(clean, generator, count, channels, 1, 1))
     before = clean[window]
     painted = rounded_inwards(before, (wide(before) + ends).clamp(0, 1))
     same = (painted == current[window]).flatten(1).all(1)

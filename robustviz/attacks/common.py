@@ -150,6 +150,7 @@ def one_at_a_time(model: nn.Module) -> nn.Module:
     A batch-dependent module offers this form of itself by a method `alone()`; weights are shared. A model that has no
     such form, or no need of it, is returned itself.
     """
+    check_model(model)
     joint = [module for module in model.modules() if getattr(module, "batch_dependent", False)]
     if not joint or not all(hasattr(module, "alone") for module in joint):
         return model
