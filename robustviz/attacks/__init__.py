@@ -4,6 +4,7 @@ from robustviz.attacks.apgd import apgd, apgd_targeted
 from robustviz.attacks.blackbox import random_noise, square, transfer
 from robustviz.attacks.carlini_wagner import carlini_wagner
 from robustviz.attacks.common import Step
+from robustviz.attacks.eot import eot
 from robustviz.attacks.gradient import fgsm, ifgsm, mifgsm, pgd
 from robustviz.attacks.minimal import bounded, deepfool, fmn
 from robustviz.attacks.rounding import EightBit, round_to_8bit
@@ -11,7 +12,6 @@ from robustviz.attacks.views import (
     against,
     alone_head,
     combined,
-    eot,
     exact_head,
     identity_backward,
     linear_head,

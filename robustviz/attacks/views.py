@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from robustviz.objectives import cross_entropy, logit_margin
-from robustviz.tensors import drawing, seeded, shared_copy
-from robustviz.types import Attack, Images, Labels, Objective, PerImage
+from robustviz.objectives import logit_margin
+from robustviz.tensors import shared_copy
+from robustviz.types import Attack, Images, Labels, PerImage
 
 View = Callable[[Any], nn.Module]
 """Takes the model to one that decides alike, or nearly so, and has another gradient; the weights are shared."""
@@ -68,7 +68,7 @@ def surrogate_head(model: Any, *, logarithm: bool = False) -> nn.Module:
     """View: a WNLL head with the gradient of the linear head beside it, as published.
 
     Args:
-        model: With a WNLL head.
+        model: Classifier with a WNLL head.
         logarithm: Let the objective see log u instead of u, which is the more fitting gradient of the two.
     """
     return model.replace(head=model.head.with_settings(gradient="surrogate-log" if logarithm else "surrogate"))
@@ -110,7 +110,8 @@ def soft_mask(temperature: float = 1.0) -> View:
     """Make a view (BPDA): channel masks are chosen by argmax as ever, the gradient goes through a soft choice of them.
 
     Args:
-        temperature: Of the softmax over the channel logits; large values mix all masks, small ones leave no gradient.
+        temperature: Temperature of the softmax over the channel logits; large values mix all masks, small ones leave no
+            gradient.
 
     Raises:
         ValueError: If the temperature is not positive.
@@ -139,42 +140,6 @@ def probability_margin(
     For a WNLL head with its exact gradient the probabilities are u itself, and this is max u_c - u_y.
     """
     return logit_margin(model(images).softmax(1), labels)
-
-
-def eot(objective: Objective = cross_entropy, draws: int = 10) -> Objective:
-    """Make an objective: the mean of another over several draws of the model's stochastic parts.
-
-    Its gradient is that of the expectation (EOT), in any attack.
-
-    Args:
-        objective: What is averaged.
-        draws: How many times.
-
-    Raises:
-        ValueError: If draws is below 1.
-
-    Source: Athalye et al., "Synthesizing robust adversarial examples", arXiv 1707.07397, section 2.
-    """
-    if draws < 1:
-        raise ValueError(f"draws must be >= 1, got {draws}")
-    return partial(expectation, objective=objective, draws=draws)
-
-
-def expectation(
-    model: nn.Module,
-    images: Images,
-    labels: Labels,
-    /,
-    *,
-    objective: Objective,
-    draws: int,
-    generator: Generator | None = None,
-) -> PerImage:
-    """Evaluate the objective that `eot` makes."""
-    generator = seeded(0) if generator is None else generator
-    with drawing(model, generator):
-        values = [objective(model, images, labels, generator=generator) for _ in range(draws)]
-    return torch.stack(values).mean(0)
 
 
 class _IdentityBackward(nn.Module):

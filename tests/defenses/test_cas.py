@@ -9,8 +9,7 @@ import torch
 from scipy.special import log_softmax
 from torch import nn
 
-from robustviz.attacks import ifgsm, pgd
-from robustviz.attacks.views import against, eot, soft_mask
+from robustviz.attacks import against, eot, ifgsm, pgd, soft_mask
 from robustviz.defenses.cas import CASBlock, CASOutput, auxiliary, cas_outputs, joint, with_cas
 from robustviz.models import MODELS, Classifier, Normalize, small_cnn
 from robustviz.networks import blocks
