@@ -235,3 +235,16 @@ def test_pyplot_is_not_used():
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=120)
+
+
+def test_dollar_signs_in_class_names_are_dollar_signs(digits, digits_net):
+    """In pairs they would begin a formula, and a wrong formula would raise."""
+    classes = ("$5", "$5 to $10", r"$\frac$", "a_b$^2$", *"456789")
+    figure = plot_gallery(galleries(digits, digits_net, count=4, classes=classes))
+    drawn(figure)
+    axes = [axes for part in (figure, *figure.subfigs) for axes in part.axes]
+    texts = [
+        text for axes in axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label) if "$" in text.get_text()
+    ]
+    assert len(texts) >= 4
+    assert not any(text.get_parse_math() for text in texts)
