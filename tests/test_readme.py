@@ -13,6 +13,7 @@ import pytest
 from robustviz.benchmark.record import NetworkResults, share
 from robustviz.evaluation import CLEAN
 from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison, spread
+from robustviz.records import RunRecord
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -139,3 +140,8 @@ def test_every_name_of_the_methods_is_there():
     for path in cells:
         module, _, name = path.rpartition(".")
         assert hasattr(importlib.import_module(f"robustviz.{module}"), name), path
+
+
+def test_figures_of_the_road_signs_are_those_of_the_record():
+    accuracy = RunRecord.load(ROOT / "data" / "checkpoints" / "signs-standard.json").results["accuracy"]
+    assert f"{accuracy[CLEAN]:.0%} right, {accuracy['PGD-20']:.0%} under".replace("%", " %") in README

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustviz import checkpoints
+from robustviz.attacks import pgd
 from robustviz.data import SIGNS, load
 from robustviz.data.sign_faces import faces
 from robustviz.data.signs import scenes
+from robustviz.presets import usual_threat
 from robustviz.tensors import seeded
 
 LEFT, RIGHT = SIGNS.index("turn left"), SIGNS.index("turn right")
@@ -131,3 +134,17 @@ def test_a_cache_that_cannot_be_used_costs_time_only(cache, monkeypatch, tmp_pat
     ):
         drawn = load("signs", "test").images
     assert torch.equal(drawn, expected)
+
+
+def test_a_change_nobody_sees_turns_the_arrow():
+    """Of the network trained on clean pictures; the one trained adversarially holds."""
+    test_set = load("signs", "test")
+    arrows = test_set[(test_set.labels == LEFT) | (test_set.labels == RIGHT)][:40]
+    standard, trained = (checkpoints.load(name)[0] for name in ("signs-standard", "signs-pgd"))
+    attacked = pgd(standard, arrows.images, arrows.labels, threat=usual_threat("signs"), steps=20)
+    assert (attacked - arrows.images).abs().max() <= 8 / 255 + 1e-6
+    with torch.no_grad():
+        assert (standard(arrows.images).argmax(1) == arrows.labels).float().mean() > 0.95
+        assert (standard(attacked).argmax(1) == LEFT + RIGHT - arrows.labels).float().mean() > 0.8
+        held = pgd(trained, arrows.images, arrows.labels, threat=usual_threat("signs"), steps=20)
+        assert (trained(held).argmax(1) == arrows.labels).float().mean() > 0.6
