@@ -1,14 +1,16 @@
 """The application as a whole: it answers at once, knows its commands, and ends quietly or with one line."""
 
 import inspect
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from robustviz import cli
+from robustviz import checkpoints, cli
 from robustviz.cli.app import COMMANDS, app
+from robustviz.records import RunRecord
 
 PYTHON = [sys.executable, "-c"]
 MAIN = "import sys; from robustviz.cli import main; sys.argv[1:] = {words!r}; main()"
@@ -135,3 +137,15 @@ def test_commands_that_are_suggested_can_be_pasted(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit):
         cli.run(["train", "--epochs", "1", "--images", "50", "--test-images", "10", "--out", "my run"])
     assert "attack it with: robustviz evaluate 'my run'\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", checkpoints.shipped())
+def test_the_command_that_trained_a_shipped_network_can_still_be_run(name):
+    """Every part of it: a network that began with another one names both commands."""
+    record = RunRecord.load(checkpoints.find(name).with_suffix(".json"))
+    for line in record.command.split("&&"):
+        words = shlex.split(line)
+        assert words[:2] == ["robustviz", "train"]
+        command, bound, _ = app.parse_args(words[1:], exit_on_error=False, print_error=False)
+        assert command.__name__ == "train"
+        assert bound.arguments
