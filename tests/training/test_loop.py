@@ -567,9 +567,25 @@ def test_a_state_that_does_not_say_where_it_began_and_with_what_is_resumed(some,
     train(small(), *some, FAST, resume=path)
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["robustviz"])
-    del header["settings"]["start"], header["settings"]["model"]
+    del header["format"], header["settings"]["start"], header["settings"]["model"]
     save_file(load_file(path), path, {"robustviz": json.dumps(header)})
     assert len(train(small(), *some, FAST, resume=path, origin="net a")) == FAST.epochs
+
+
+def test_a_state_of_an_earlier_version_says_so_if_it_cannot_go_on(some, tmp_path):
+    path = tmp_path / "run.state"
+    train(small(), *some, FAST, resume=path)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["robustviz"])
+    del header["format"]
+    save_file(load_file(path), path, {"robustviz": json.dumps(header)})
+    assert len(train(small(), *some, FAST, resume=path)) == FAST.epochs
+    header["settings"]["model"].remove("2 ReLU")
+    save_file(load_file(path), path, {"robustviz": json.dumps(header)})
+    with pytest.raises(
+        ValueError, match=r"as an earlier version of robustviz described it; it cannot go on: remove it"
+    ):
+        train(small(), *some, FAST, resume=path)
 
 
 @pytest.mark.parametrize(
