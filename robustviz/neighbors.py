@@ -130,7 +130,8 @@ def unit_factor(points: Tensor) -> float:
 
     Multiplying by it rounds nothing.
     """
-    largest = float(points.detach().abs().amax()) if points.numel() else 0.0
+    low, high = points.detach().aminmax() if points.numel() else (0.0, 0.0)
+    largest = max(-float(low), float(high))
     return 2.0 ** -max(-120, min(120, frexp(largest)[1])) if 0 < largest < torch.inf else 1.0
 
 
@@ -166,11 +167,14 @@ def _within(
     """Pairs of the queries of a block, whose numbers are `rows`, with the points that they are within reach of."""
     first = len(points) - len(reach)
     limit = (reach + error).to(rough.dtype).nextafter(rough.new_tensor(torch.inf))  # rounded up, so none is lost
-    row, point = (rough[:, first:] <= limit).nonzero(as_tuple=True)
-    parts = zip(torch.split(row, BLOCK // 64 + 1), torch.split(point, BLOCK // 64 + 1), strict=True)
-    squared = torch.cat([_squared(queries[some], points, first + others[:, None]) for some, others in parts])[:, 0]
-    near = squared < reach[point]
-    return rows[row[near]], point[near], squared[near]
+    row, point = (rough[:, first:] <= limit).nonzero().unbind(1)
+    squared = []
+    for some, others in zip(torch.split(row, BLOCK // 64 + 1), torch.split(point, BLOCK // 64 + 1), strict=True):
+        squared.append(_squared(queries.index_select(0, some), points, first + others[:, None])[:, 0])
+    exact = torch.cat(squared)
+    near = (exact < reach.index_select(0, point)).nonzero().squeeze(1)
+    row, point, exact = (values.index_select(0, near) for values in (row, point, exact))
+    return rows.index_select(0, row), point, exact
 
 
 def _blocks(
@@ -212,7 +216,8 @@ def _squared(queries: Tensor, points: Tensor, indices: Tensor) -> Tensor:
     found = queries.new_empty(indices.shape, dtype=torch.float64)
     for start in range(0, len(queries), size):
         part = slice(start, start + size)
-        difference = points[indices[part]].double()
+        chosen = indices[part]
+        difference = points.index_select(0, chosen.flatten()).view(*chosen.shape, points.shape[1]).double()
         difference -= queries[part, None]
         torch.sum(difference.square_(), 2, out=found[part])
     return found

@@ -3,9 +3,14 @@
 CPU time of one thread, so that a busy machine disturbs little; what still drifts, drifts for all of a round.
 """
 
+import math
+import resource
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -54,3 +59,33 @@ def ratios(label: str, seconds: Mapping[str, list[float]], ours: str, targets: M
         for other, target in targets.items()
         if other in seconds
     ]
+
+
+def growth(
+    label: str, sizes: Sequence[int], measure: Callable[[int], tuple[float, float]], target: float
+) -> Iterator[Ratio]:
+    """Print CPU seconds and peak GiB at growing sizes, and compare the fitted exponent of the time with a target.
+
+    Args:
+        label: What grows.
+        sizes: At least two sizes.
+        measure: Returns seconds and GiB at a size.
+        target: The largest exponent that is well: 1 is linear, 2 quadratic.
+    """
+    found = [measure(size) for size in sizes]
+    for size, (seconds, memory) in zip(sizes, found, strict=True):
+        print(f"    {label} {size:>7,}: {seconds:8.3f} s {memory:6.2f} GiB")
+    powers = [
+        math.log(after[0] / before[0]) / math.log(larger / smaller)
+        for (smaller, before), (larger, after) in pairwise(zip(sizes, found, strict=True))
+    ]
+    yield Ratio(f"{label}, growth", "exponent", powers, target)
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in GiB, imports included."""
+    status = Path("/proc/self/status")
+    if status.exists():  # the other count begins with the memory of the process that started this one
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -169,8 +169,8 @@ def _entered(prepared: Neighbors, pairs: Pairs, batch: int, count: int) -> tuple
     """
     order = pairs.queries.argsort(descending=True)
     for key in (pairs.squared, pairs.points):
-        order = order[key[order].argsort(stable=True)]
-    entered, sizes = torch.unique_consecutive(pairs.points[order], return_counts=True)
+        order = order.index_select(0, key.index_select(0, order).argsort(stable=True))
+    entered, sizes = torch.unique_consecutive(pairs.points.index_select(0, order), return_counts=True)
     row = torch.arange(len(entered), device=order.device).repeat_interleave(sizes)
     place = torch.arange(len(row), device=row.device) - (sizes.cumsum(0) - sizes)[row]
     early = place < count
@@ -178,8 +178,8 @@ def _entered(prepared: Neighbors, pairs: Pairs, batch: int, count: int) -> tuple
     width = int(place.amax()) + 1 if len(place) else 0
     squared = pairs.squared.new_full((len(entered), width), torch.inf).index_put((row, place), pairs.squared[order])
     indices = pairs.queries.new_zeros(len(entered), width).index_put((row, place), pairs.queries[order])
-    squared = torch.cat([prepared.squared[entered], squared], 1)
-    indices = torch.cat([prepared.indices[entered] + batch, indices], 1)
+    squared = torch.cat([prepared.squared.index_select(0, entered), squared], 1)
+    indices = torch.cat([prepared.indices.index_select(0, entered) + batch, indices], 1)
     squared, order = squared.sort(dim=1, stable=True)
     return entered, Neighbors(indices.gather(1, order[:, :count]), squared[:, :count])
 
@@ -201,9 +201,9 @@ class _SquaredDistances(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         points, source, target = ctx.saved_tensors
         used = ((gradient != 0) & ((source < ctx.moving) | (target < ctx.moving))).nonzero().squeeze(1)
-        source, target = source[used], target[used]
+        source, target = source.index_select(0, used), target.index_select(0, used)
         slope = points.index_select(0, source).sub_(points.index_select(0, target))
-        slope *= (2 * gradient[used, None]).to(points.dtype)
+        slope *= (2 * gradient.index_select(0, used)[:, None]).to(points.dtype)
         total = points.new_zeros(ctx.moving + 1, points.shape[1])  # the last row takes what belongs to constant points
         total.index_add_(0, source.clamp_max(ctx.moving), slope)
         total.index_add_(0, target.clamp_max(ctx.moving), slope, alpha=-1)
@@ -220,10 +220,10 @@ def _bell(squared: Tensor, scale: Tensor) -> Tensor:
 
 def _weigh(moving: Tensor, points: Tensor, rows: Tensor, lists: Neighbors, scale_neighbor: int) -> Weights:
     """Weigh the pairs of each row and the points in its list; of constant rows only those with a moving point."""
-    source = rows[:, None].expand_as(lists.indices)
-    flat = (lists.squared.flatten(), source.flatten(), lists.indices.flatten())
-    squared = _SquaredDistances.apply(moving, points, *flat).view_as(lists.squared)
-    scale = squared[:, :scale_neighbor][:, -1:] if lists.indices.shape[1] else squared
-    keep = ((source < len(moving)) | (lists.indices < len(moving))).nonzero(as_tuple=True)
-    values = _bell(squared, scale)[keep].to(points.dtype)
-    return Weights(source[keep], lists.indices[keep], values, len(points), points)
+    source, target = rows[:, None].expand_as(lists.indices).flatten(), lists.indices.flatten()
+    squared = _SquaredDistances.apply(moving, points, lists.squared.flatten(), source, target).view_as(lists.squared)
+    keep = ((source < len(moving)) | (target < len(moving))).nonzero().squeeze(1)
+    place = torch.arange(len(rows), device=rows.device).repeat_interleave(lists.indices.shape[1]).index_select(0, keep)
+    scale = squared[:, :scale_neighbor][:, -1:].flatten().index_select(0, place)
+    values = _bell(squared.flatten().index_select(0, keep), scale).to(points.dtype)
+    return Weights(source.index_select(0, keep), target.index_select(0, keep), values, len(points), points)

@@ -98,7 +98,7 @@ def interpolate(
     if not (isfinite(multiplier) and multiplier >= 0):
         raise ValueError(f"multiplier must be finite and >= 0, got {multiplier}")
     used = ((weights.source < unlabelled) | (weights.target < unlabelled)).nonzero().squeeze(1)
-    source, target = weights.source[used], weights.target[used]
+    source, target = weights.source.index_select(0, used), weights.target.index_select(0, used)
     # A pair (x, y) adds this to c_xy and to c_yx: w_xy, or (1 + mu) w_xy where x is a template point.
     edges = weights.values.index_select(0, used).double() * (1 + multiplier * (source >= unlabelled).double())
     links = _links(weights, source, target, edges.detach(), unlabelled)
