@@ -5,7 +5,6 @@ import torch
 from robustviz.diagnostics.evidence import DRAWS, PASSES, SAME, Evidence
 from robustviz.diagnostics.findings import FEW, MORE_IMAGES, Finding, Verdict, graded
 from robustviz.evaluation import wilson
-from robustviz.tensors import batch_dependent
 
 CARLINI = "Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705"
 ATHALYE = "Athalye, Carlini & Wagner, Obfuscated gradients give a false sense of security, arXiv 1802.00420"
@@ -81,7 +80,7 @@ def repeatable(evidence: Evidence) -> Finding:
     if alone <= 10 * SAME:
         reason = f"{PASSES} passes over the same images agree, and an image is answered alike in another batch."
         return Finding(check, "pass", spread, "of the largest logit", reason, ATHALYE)
-    declared = batch_dependent(evidence.model)
+    declared = any(getattr(module, "batch_dependent", False) for module in evidence.model.modules())
     reason = (
         f"The answer for an image depends on the other images of its batch: in a batch of half the size the logits "
         f"move by {alone:.2g} of the largest."
