@@ -94,7 +94,7 @@ def _beside(name: str, opened: Opened, target: Target) -> Classifier:
 
 
 def write_results(out: Path, pair: Pair, maps: dict[str, Embedding], settings: dict[str, Any]) -> tuple[Path, str]:
-    """Write page, figures, numbers, maps and ways; return the page and a table for the terminal."""
+    """Write page, figures, numbers, maps and paths of the images; return the page and a table for the terminal."""
     from robustviz.pages import closeup
     from robustviz.pages import geometry as write
     from robustviz.pages.report import write_report

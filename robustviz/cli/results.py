@@ -48,7 +48,7 @@ def results(
     Args:
         names: Networks that `robustviz checkpoints` lists, run folders or .safetensors files; default: all that come
             with the library and whose names begin like the data set's.
-        data: As in `robustviz train`.
+        data: What `robustviz train --data` takes.
         images: Test images, drawn evenly from the classes; all if there are fewer.
         few: The first of them, for Carlini & Wagner and for adaptive attacks through a purifier, which are slow.
         suites: common: the attacks of the papers, as published; heads: WNLL one image at a time, and its linear head;

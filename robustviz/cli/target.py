@@ -38,7 +38,8 @@ class Target:
         checkpoint: A name that `robustviz checkpoints` lists, a run folder, a .safetensors file; or a network of your
             own: my_networks.py:build, package.module:function, torchvision:resnet18?num_classes=6, or
             timm:NAME?num_classes=6. Arguments of the function follow a question mark.
-        data: As in `robustviz train`, also set.npz or labels.csv; default: what the network was trained on.
+        data: A name or folder that `robustviz train --data` takes, set.npz or labels.csv; default: what the network was
+            trained on.
         resize: Length of the short side of the images in pixels; without --crop a square is cut out of the middle.
         crop: Side of the square that is cut out of the middle, at most --resize.
         pictures: Folder of the pictures that labels.csv names; default: the folder of that file.
@@ -241,7 +242,7 @@ def retrained(checkpoint: str, data: str | None, root: Path = DOWNLOADS) -> str:
 
     Args:
         checkpoint: A run folder, a .safetensors file, or the name of a shipped network.
-        data: As in `robustviz train`; None is what the network was trained on.
+        data: What `robustviz train --data` takes; None is what the network was trained on.
         root: Folder of downloaded data sets.
 
     Returns:
