@@ -1,12 +1,13 @@
 """The command `explore`: an explorer as one page that works without Python and without a network."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from robustviz.cli.app import Count, Radius, say, writable
 from robustviz.cli.target import Opened, Target, called
-from robustviz.data import DOWNLOADS, load
+from robustviz.data import DOWNLOADS, ImageSet, load
 from robustviz.types import Norm
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def explore(
     data: str | None = None,
     norm: Norm | None = None,
     epsilon: Radius = None,
-    images: Count = 100,
+    images: Count | None = None,
     shown: Count = 30,
     root: Path = DOWNLOADS,
     out: Path = Path("runs/explore.html"),
@@ -41,7 +42,7 @@ def explore(
         data: As in `robustviz train`; default: what the networks were trained on.
         norm: linf or l2; default: what the record of the first network says.
         epsilon: Middle of the strengths, such as 8/255; default: what the record of the first network says.
-        images: Test images, drawn evenly from the classes.
+        images: Test images, drawn evenly from the classes; default: 100 of digits, 40 of larger pictures.
         shown: How many of them have pictures; with attack alone.
         root: Folder of downloaded data sets; default data/downloads.
         out: The page, a name ending in .html.
@@ -52,16 +53,25 @@ def explore(
     if kind == "features" and len(names) > 1:
         raise ValueError(f"features shows one network, got {len(names)}: {', '.join(names)}; make a page for each")
     settings: dict[str, Any] = {"data": data, "norm": norm, "epsilon": epsilon, "images": images, "root": root}
-    opened = {word: Target(name, device="cpu", **settings).opened(images) for word, name in names.items()}
+    opened = {word: Target(name, device="cpu", **settings).opened(images or 100) for word, name in names.items()}
     sets = {one.images.name for one in opened.values()}
     if len(sets) > 1:
         raise ValueError(f"checkpoints must be trained on one data set, got {', '.join(sorted(sets))}; leave some out")
+    if images is None:
+        opened = {word: replace(one, images=_fewer(one.images)) for word, one in opened.items()}
     first = next(iter(opened.values()))
     if first.threat.norm != "linf" and kind != "attack":
         raise ValueError(f"--norm must be linf with {kind}, got {first.threat.norm}; attack takes both")
     say(f"{', '.join(opened)} on {len(first.images)} test images of {first.images.name}")
     explorer = _measured(kind, opened, shown, root)
     say(f"{len(explorer.frames):,} settings measured\nopen {explorer.save(out, force=force)}")
+
+
+def _fewer(images: ImageSet) -> ImageSet:
+    """Keep as many images as can be attacked in less than a minute."""
+    from robustviz.explorers.networks import usual_count
+
+    return images.subset(min(usual_count(images), len(images)))
 
 
 def _usual(kind: Kind, data: str | None) -> dict[str, str]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,21 +132,22 @@ def _watched(
     network: nn.Module, clean: Images, labels: Labels, attack: Callable[..., Images], generator: torch.Generator
 ) -> tuple[Images, Tensor]:
     """Attack a batch; return the images, and the cross-entropy (n, steps + 1) where the attack stood."""
-    visited: list[Images] = [clean]
-    watch: dict[str, Any] = {}
-    if "on_step" in signature(attack).parameters:
-        visited.clear()
-        watch["on_step"] = lambda step: visited.append(_stand(step))
-    attacked = attack(network, clean, labels, generator=generator, **watch)
-    if not watch:
-        visited.append(attacked)
-    with evaluating(network), torch.no_grad():
-        losses = [cross_entropy(network, points, labels).cpu() for points in visited]
+    known, losses = signature(attack).parameters, []
+    follows = "objective" in known and known["objective"].default is cross_entropy
+
+    def loss(points: Images) -> Tensor:
+        with evaluating(network), torch.no_grad():
+            return cross_entropy(network, points, labels).cpu()
+
+    def look(step: Step) -> None:
+        losses.append(step.objective.detach().cpu() if follows else loss(step.images))
+
+    if "on_step" in known:
+        attacked = attack(network, clean, labels, generator=generator, on_step=look)
+    else:
+        attacked = attack(network, clean, labels, generator=generator)
+        losses += [loss(clean), loss(attacked)]
     return attacked, torch.stack(losses, 1)
-
-
-def _stand(step: Step) -> Images:
-    return step.images.detach().clone()
 
 
 def _probabilities(network: nn.Module, images: Images) -> Tensor:

@@ -38,7 +38,7 @@ def attack_explorer(
 
     Args:
         networks: By the names on the screen; None takes the shipped standard and adversarially trained ones.
-        images: None takes a hundred test images that suit the shipped networks.
+        images: None takes test images that suit the shipped networks, 100 of digits or 40 of signs.
         attacks: By the names on the screen; None takes PGD, FGSM and random noise.
         strengths: Radii in pixel units, growing from 0; None goes to twice the usual radius of the data set.
         norm: Of the radii.

@@ -30,7 +30,7 @@ def features_explorer(
     Args:
         network: None takes the shipped standard network.
         training: Clean images that the maps are fitted on; None takes 1,000 of its training images.
-        images: Attacked and followed; None takes 100 test images.
+        images: Attacked and followed; None takes 100 test images of digits, or 40 of signs.
         maps: "PCA", "UMAP" or both.
         strengths: Radii in L-infinity, growing from 0; None goes to twice the usual radius of the data set.
         budget: Most frames: maps x strengths x images.
@@ -43,7 +43,7 @@ def features_explorer(
         raise ValueError("training and images must be given with a network, because they must be what it knows")
     network, data = single(network), usual_set()
     training = load(data, "train").subset(1000) if training is None else training
-    images = usual_images(100, data) if images is None else images
+    images = usual_images(None, data) if images is None else images
     return show_features(feature_frames(network, training, images, maps=maps, strengths=strengths, budget=budget))
 
 

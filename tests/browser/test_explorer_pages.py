@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from serving import CHROMIUM, chromium
 
 from robustviz.data import digits as digits_set
 from robustviz.explorers import channel_frames, feature_frames, show_attack, show_channels, show_features
 from robustviz.explorers.attack import ATTACKS, attack_frames
 from robustviz.explorers.channels import usual_pair
 from robustviz.explorers.networks import usual_networks
-from tests.browser.serving import CHROMIUM, chromium
 
 pytestmark = [
     pytest.mark.browser,

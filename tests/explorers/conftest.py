@@ -15,6 +15,12 @@ STRENGTHS = (0.0, 0.05, 0.1, 0.15, 0.2)
 
 
 @pytest.fixture(scope="session")
+def attacks():
+    """The two attacks of the frames."""
+    return ATTACKS
+
+
+@pytest.fixture(scope="session")
 def networks():
     """The two shipped networks of digits. Do not change them."""
     return usual_networks("digits")

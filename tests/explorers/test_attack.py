@@ -18,16 +18,15 @@ from robustviz.explorers.control import in_levels
 from robustviz.explorers.frames import Frames
 from robustviz.tensors import seeded
 from robustviz.types import Threat
-from tests.explorers.conftest import ATTACKS as FEW
 
 
-def test_twenty_random_frames_are_those_of_the_library(frames, networks, some):
+def test_twenty_random_frames_are_those_of_the_library(frames, networks, some, attacks):
     """Changed pixels, decisions, probabilities and losses, computed again from the attack alone."""
     draw = random.Random(0)
     for _ in range(20):
         number, n = draw.randrange(len(frames)), draw.randrange(2)
         state, network = frames.state(number), list(networks.values())[n]
-        attack = partial(FEW[state["attack"]], threat=Threat("linf", state["strength"]))
+        attack = partial(attacks[state["attack"]], threat=Threat("linf", state["strength"]))
         attacked = attack(network, some.images, some.labels, generator=seeded(0, 0))
         with torch.no_grad():
             logits = network(attacked)
