@@ -142,7 +142,7 @@ def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     smallest; only these are sorted.
     """
     columns = values.shape[1]
-    size = int((columns / max(count, 1)) ** 0.5)
+    size = min(16, int((columns / max(count, 1)) ** 0.5))  # larger groups are slower to look into
     groups = columns // max(size, 1)
     if size < 3 or groups < count:
         return values.topk(count, largest=False, sorted=False)
