@@ -27,7 +27,7 @@ def load_images(data: str, part: Part = "test", size: int | None = None) -> Imag
 
     Args:
         data: `digits`, or what `robustviz.data.load` takes; fetched sets are looked for here and in the checkout.
-        part: Of the set.
+        part: Part of the set.
         size: How many digits, every class in proportion; of larger pictures a quarter as many. None takes all.
 
     Raises:
@@ -44,7 +44,7 @@ def load_networks(data: str, names: Mapping[str, str]) -> dict[str, Classifier]:
     """Load trained networks of one data set, on the device of its images.
 
     Args:
-        data: As in `load_images`.
+        data: Name of the data set, as `load_images` takes it.
         names: What the lesson calls each network, and the end of its checkpoint's name: `{"standard": "standard"}`
             loads `digits-standard` or `cifar10-standard`.
 
@@ -58,7 +58,7 @@ def load_template_source(data: str, ending: str) -> ImageSet:
     """Load the images that the template of a WNLL network was drawn from; `WNLLHead.votes` answers with their numbers.
 
     Args:
-        data: As in `load_images`.
+        data: Name of the data set, as `load_images` takes it.
         ending: The end of the checkpoint's name, such as `pgd-wnll`.
 
     Raises:
@@ -80,7 +80,7 @@ def recorded(name: str) -> Comparison:
 
 
 def _device(data: str) -> Any:
-    """Small digits are done soonest by the processor, larger pictures by the best device there is."""
+    """Small digits are fastest on the CPU, larger pictures on the best device there is."""
     return usual_device("cpu" if data == "digits" else "auto")
 
 

@@ -6,13 +6,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustviz.attacks import Step, eot, fgsm, pgd, random_noise, square
 from robustviz.defenses import present
 from robustviz.diagnostics.findings import share_of
 from robustviz.diagnostics.gradients import Attached, gradient, slopes
+from robustviz.diagnostics.outcomes import Outcome, Right, Walk
 from robustviz.models import Classifier
 from robustviz.objectives import cross_entropy, dlr, margin
 from robustviz.tensors import batch_dependent, check_labels, drawing, evaluating, norms, seeded
@@ -30,40 +31,6 @@ SAME = 1e-4
 """Largest difference of two answers that counts as none, relative to the largest logit."""
 DRAWS, AVERAGED_STEPS = 6, 10
 """Draws and steps of the attack that averages over the draws of a random network."""
-
-Right = Bool[Tensor, "n"]
-"""Whether the decision on each image is correct."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one attack made, and how the network decides there.
-
-    Attributes:
-        images: The attacked images.
-        right: Whether each decision is correct; an image outside the ball does not count as fooled.
-    """
-
-    images: Images
-    right: Right
-
-
-@dataclass(frozen=True)
-class Walk:
-    """What PGD went through.
-
-    Attributes:
-        ends: Where each restart ends; a random network decides there under fresh draws.
-        lost: Whether the first restart passed a wrong decision and ended where the attack saw a correct one.
-    """
-
-    ends: tuple[Outcome, ...]
-    lost: Right
-
-    @property
-    def right(self) -> Bool[Tensor, "restarts n"]:
-        """Whether each decision is correct where each restart ends."""
-        return torch.stack([end.right for end in self.ends])
 
 
 @dataclass(eq=False)

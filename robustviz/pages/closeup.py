@@ -70,7 +70,7 @@ def _votes_sentence(ballots: list[Ballot], classes: tuple[str, ...]) -> str:
         f"{b.condition}: {b.shares[b.label]:.0%} for {classes[b.label]}, decision {classes[b.decision]}"
         for b in ballots
     ]
-    return f"The heaviest votes about one test image that is asked alone. {'; '.join(parts)}."
+    return f"The heaviest votes about one test image that is classified on its own. {'; '.join(parts)}."
 
 
 def chosen_image(pair: Pair) -> int:

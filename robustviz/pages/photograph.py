@@ -23,7 +23,7 @@ def photographs(seed: int, size: int = 128) -> list[Purified]:
     The attack (PGD, L-infinity 8/255 and 16/255) leads the shipped CIFAR-10 network away from its first answer.
 
     Args:
-        seed: Of the attack's start and of the mask.
+        seed: Seed of the attack's start and of the mask.
         size: Width and height in pixels, at most 213.
     """
     clean, (network, _) = sample_photograph(size), checkpoints.load(READER)

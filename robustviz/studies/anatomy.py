@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 from robustviz.attacks import against, carlini_wagner, ifgsm, linear_head, surrogate_head
 from robustviz.attacks.common import pixel_gradient
 from robustviz.data import ImageSet
+from robustviz.defenses.defense import itself
 from robustviz.defenses.wnll import WNLLHead, features_of
 from robustviz.evaluation import CLEAN, evaluate, wilson
 from robustviz.models import Classifier
@@ -286,7 +287,7 @@ def anatomy(
     for switch, network, attack, part in todo:
         for head in HEADS:
             seen = network if head == "WNLL" else linear_head(network)
-            view = surrogate_head if head == "WNLL" else _itself
+            view = surrogate_head if head == "WNLL" else itself
             made = {switch: partial(against, view=view, attack=attack)}
             measured = evaluate(
                 seen, part.images, part.labels, made, batch_size=batch_size, draws=1, generator=seeded(0)
@@ -299,7 +300,3 @@ def anatomy(
     settings = {"data": test_set.name, "images": len(test_set), "few": len(few), "batch_size": batch_size}
     settings |= {"threat": describe(threat), "attack": describe(plain), "minimal attack": describe(minimal)}
     return Anatomy(tuple(rows), settings)
-
-
-def _itself(model: nn.Module) -> nn.Module:
-    return model

@@ -69,7 +69,7 @@ class ChannelMeasurements:
     Args:
         networks: By name, made of the blocks of `models`.
         images: Behind the statistics.
-        strengths: Of the slider, from 0.
+        strengths: Strengths of the slider, from 0.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], images: ImageSet, strengths: Sequence[float]):

@@ -45,7 +45,7 @@ class Live:
         self.widget.mpl_connect("draw_event", self._keep)
 
     def draw(self, text: str) -> None:
-        """Draw what moves; a figure that is to be placed anew is drawn as a whole, as soon as the page is ready."""
+        """Draw what moves; a figure that has to be laid out again is drawn as a whole, as soon as the page is ready."""
         if isinstance(self.figure.get_layout_engine(), ConstrainedLayoutEngine):
             self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")

@@ -26,7 +26,7 @@ QUARTERS = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
 class FeaturePicture:
     """The map on the left; the chosen image with its neighbors and its numbers on the right.
 
-    What differs from record to record is animated (see `Live`); another map is drawn anew, with all that stays.
+    What differs from record to record is animated (see `Live`); another map is drawn from scratch, with all that stays.
 
     Args:
         measured: Features, distances and margins at every strength.
@@ -172,7 +172,7 @@ class Pointer:
         self.attach()
 
     def attach(self) -> None:
-        """Start anew on a map that has just been drawn: what was laid over the last one is gone."""
+        """Start again on a map that has just been drawn: what was laid over the last one is gone."""
         if self.lasso is not None:
             self.lasso.disconnect_events()
         self.thumbnail: AnnotationBbox | None = None

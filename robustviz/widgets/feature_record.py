@@ -74,7 +74,7 @@ class FeatureMeasurements:
         network: Any classifier.
         training: Clean images that the maps are fitted on.
         images: Attacked and followed.
-        strengths: Of the slider, from 0.
+        strengths: Strengths of the slider, from 0.
         progress: Told how many strengths are done.
 
     Attributes:

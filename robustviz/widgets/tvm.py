@@ -117,7 +117,7 @@ class TVMMeasurements:
             return pgd(self.bare, images, labels, threat=threat)
         defended = self.bare.replace(purify=TVM(keep=settings[0], weight=settings[1], steps=STEPS).eval())
         averaged = partial(pgd, threat=threat, objective=eot(draws=1))
-        # The masks are the attacker's own: the one that the picture then meets is not known to it.
+        # The masks are the attacker's own: the one that is then drawn for the picture is not known to it.
         return against(defended, images, labels, view=identity_backward, attack=averaged, generator=seeded(1))
 
 

@@ -311,7 +311,7 @@ def test_images_that_transfer_are_driven_on_after_they_fool_the_undefended_netwo
 
 def test_a_part_that_can_be_taken_out_is_named(networks, evidence_of):
     finding = undefended_breaks(evidence_of(networks["pgd-wnll"], undefended=networks["standard"], images=20, steps=2))
-    assert "linear head" in finding.reason
+    assert "without WNLL" in finding.reason
 
 
 def test_too_few_steps_are_noticed(networks, evidence_of):
