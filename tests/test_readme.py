@@ -58,6 +58,10 @@ def test_figures_are_those_of_the_record():
     for network in ("AT + CAS", "AT"):
         for condition in (PUBLISHED, WORST):
             assert spread(cas.values(network, 0.15, condition)) in README
+    sparse = Comparison.load(ROOT / "data" / "results" / "meansparse.json")
+    for network in ("adversarial", "adversarial + meansparse"):
+        for condition in (PUBLISHED, WORST):
+            assert spread(sparse.values(network, 0.15, condition)) in README
     tvm = Comparison.load(ROOT / "data" / "results" / "tvm.json")
     for network, condition in product(("both", "none"), ("naive", WORST)):
         assert spread(tvm.values(network, 0.15, condition)) in README
