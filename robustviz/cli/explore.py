@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from robustviz.cli.app import Count, Radius, say, writable
 from robustviz.cli.target import Opened, Target, called
 from robustviz.data import DOWNLOADS, ImageSet, load
+from robustviz.presets import usual_threat
 from robustviz.types import Norm
 
 if TYPE_CHECKING:
     from robustviz.explorers import Explorer
 
-Kind = Literal["attack", "features", "channels"]
+TRAINED = 1500
+"""Most images that small networks are trained on."""
+
+Kind = Literal["attack", "features", "channels", "training"]
 
 
 def explore(
@@ -36,9 +40,10 @@ def explore(
     Args:
         kind: attack compares networks on images under attacks of growing strength; features shows where an attack
             carries images in the feature space of one network; channels shows which channels an attack wakes up, and
-            what attacks on CAS leave of it.
+            what attacks on CAS leave of it; training trains small networks against several radii, which takes a minute,
+            and compares them.
         checkpoints: Run folders, .safetensors files, or names that `robustviz checkpoints` lists; default: networks
-            that come with robustviz.
+            that come with robustviz. training takes none.
         data: As in `robustviz train`; default: what the networks were trained on.
         norm: linf or l2; default: what the record of the first network says.
         epsilon: Middle of the strengths, such as 8/255; default: what the record of the first network says.
@@ -49,10 +54,17 @@ def explore(
         force: Replace a page that is there.
     """
     _check_out(out, force)
-    names = {called(name): name for name in checkpoints} or _usual(kind, data)
+    settings: dict[str, Any] = {"data": data, "norm": norm, "epsilon": epsilon, "images": images, "root": root}
+    explorer = _trained(checkpoints, **settings) if kind == "training" else _opened(kind, checkpoints, shown, settings)
+    say(f"{len(explorer.frames):,} settings measured\nopen {explorer.save(out, force=force)}")
+
+
+def _opened(kind: Kind, checkpoints: tuple[str, ...], shown: int, settings: dict[str, Any]) -> "Explorer":
+    """Measure networks that are there, and make the explorer of them."""
+    names = {called(name): name for name in checkpoints} or _usual(kind, settings["data"])
     if kind == "features" and len(names) > 1:
         raise ValueError(f"features shows one network, got {len(names)}: {', '.join(names)}; make a page for each")
-    settings: dict[str, Any] = {"data": data, "norm": norm, "epsilon": epsilon, "images": images, "root": root}
+    images = settings["images"]
     opened = {word: Target(name, device="cpu", **settings).opened(images or 100) for word, name in names.items()}
     sets = {one.images.name for one in opened.values()}
     if len(sets) > 1:
@@ -63,8 +75,7 @@ def explore(
     if first.threat.norm != "linf" and kind != "attack":
         raise ValueError(f"--norm must be linf with {kind}, got {first.threat.norm}; attack takes both")
     say(f"{', '.join(opened)} on {len(first.images)} test images of {first.images.name}")
-    explorer = _measured(kind, opened, shown, root)
-    say(f"{len(explorer.frames):,} settings measured\nopen {explorer.save(out, force=force)}")
+    return _measured(kind, opened, shown, settings["root"])
 
 
 def _fewer(images: ImageSet) -> ImageSet:
@@ -98,6 +109,30 @@ def _measured(kind: Kind, opened: Mapping[str, Opened], shown: int, root: Path) 
         return channels_explorer(networks, first.images, strengths=strengths[::2])
     pool = load(first.data, "train", root=root)
     return features_explorer(first.model, pool.subset(min(1000, len(pool))), first.images, strengths=strengths)
+
+
+def _trained(
+    checkpoints: tuple[str, ...],
+    data: str | None,
+    norm: Norm | None,
+    epsilon: float | None,
+    images: int | None,
+    root: Path,
+) -> "Explorer":
+    """Train small networks against growing radii, and make the explorer of them."""
+    from robustviz.explorers import training_explorer
+    from robustviz.explorers.training import grids_around
+
+    if checkpoints:
+        raise ValueError(f"training makes its own networks and takes no checkpoints, got {', '.join(checkpoints)}")
+    if norm not in (None, "linf"):
+        raise ValueError(f"--norm must be linf with training, got {norm}; attack takes both")
+    data = data or "digits"
+    training, test = (load(data, part, root=root) for part in ("train", "test"))
+    training, test = training.subset(min(TRAINED, len(training))), test.subset(min(images or 100, len(test)))
+    say(f"networks trained on {len(training)} images of {training.name}, measured on {len(test)} test images")
+    radii, strengths = grids_around(usual_threat(data, epsilon=epsilon).epsilon)
+    return training_explorer(training, test, radii=radii, strengths=strengths)
 
 
 def _check_out(out: Path, force: bool) -> None:

@@ -8,6 +8,8 @@ from robustviz.explorers.explorer import Explorer
 from robustviz.explorers.features import feature_frames
 from robustviz.explorers.features_view import features_explorer, show_features
 from robustviz.explorers.frames import Frames
+from robustviz.explorers.training import training_frames
+from robustviz.explorers.training_view import show_training, training_explorer
 
 __all__ = [
     "Control",
@@ -22,4 +24,7 @@ __all__ = [
     "show_attack",
     "show_channels",
     "show_features",
+    "show_training",
+    "training_explorer",
+    "training_frames",
 ]

@@ -12,9 +12,18 @@ from PIL import Image
 from serving import CHROMIUM, chromium
 
 from robustviz.data import digits as digits_set
-from robustviz.explorers import channel_frames, feature_frames, show_attack, show_channels, show_features
+from robustviz.explorers import (
+    channel_frames,
+    feature_frames,
+    show_attack,
+    show_channels,
+    show_features,
+    show_training,
+    training_frames,
+)
 from robustviz.explorers.attack import ATTACKS, attack_frames
 from robustviz.explorers.channels import usual_pair
+from robustviz.explorers.control import write_link
 from robustviz.explorers.networks import usual_networks
 
 pytestmark = [
@@ -23,7 +32,7 @@ pytestmark = [
 ]
 
 STRENGTHS = tuple(round(0.05 * step, 6) for step in range(6))
-KINDS = ("attack", "channels", "features")
+KINDS = ("attack", "channels", "features", "training")
 
 DRAWN = """() => {
     const found = {texts: [], images: [], points: 0};
@@ -40,14 +49,23 @@ DRAWN = """() => {
 
 
 @pytest.fixture(scope="module")
-def explorers():
+def explorers(tmp_path_factory):
     networks, images = usual_networks("digits"), digits_set("test").subset(20)
     attack = attack_frames(networks, images, attacks={"PGD": ATTACKS["PGD"]}, strengths=STRENGTHS, shown=5)
     features = feature_frames(
         networks["standard"], digits_set("train").subset(120), images, maps=("PCA",), strengths=STRENGTHS
     )
     channels = channel_frames(usual_pair(), images, strengths=STRENGTHS)
-    return {"attack": show_attack(attack), "features": show_features(features), "channels": show_channels(channels)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTVIZ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        small = {"radii": (0.0, 0.1, 0.2), "epochs": (1, 2, 3), "strengths": STRENGTHS}
+        training = training_frames(digits_set("train").subset(96), images, **small)
+    return {
+        "attack": show_attack(attack),
+        "features": show_features(features),
+        "channels": show_channels(channels),
+        "training": show_training(training),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +221,7 @@ def test_all_pictures_of_the_page_are_those_of_the_album(opened, explorers):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_page_has_the_numbers_of_the_explorer(opened, explorers, kind):
     page = opened(kind)
-    for name in ("rows", *(["curves"] if kind != "features" else ["points"])):
+    for name in ("rows", *{"features": ["points"], "training": []}.get(kind, ["curves"])):
         rows = explorers[kind].tables[name]
         held = json.loads(page.evaluate(f"JSON.stringify(view.data('{name}'))"))
         assert len(held) == len(rows)
@@ -239,15 +257,12 @@ def test_a_click_on_a_mark_chooses_its_image(opened, explorers):
 @pytest.mark.parametrize("kind", KINDS)
 def test_presets_keep_what_they_do_not_name(opened, explorers, kind):
     explorer = explorers[kind]
-    last = list(explorer.frames.grid)[-1]
-    value = explorer.frames.grid[last][3]
-    page = opened(kind, f"#{last}={value}")
+    held = {name: values[-2:][0] for name, values in explorer.frames.grid.items()}
+    page = opened(kind, f"#{write_link(held)}")
     for name, preset in explorer.presets.items():
+        held |= preset
         page.get_by_role("button", name=name, exact=True).click()
-        settled(page)
-        state = explorer.setting(page.evaluate("location.hash"))
-        assert state[last] == value
-        assert state | preset == state
+        shows(page, explorer, held)
 
 
 @pytest.mark.parametrize("kind", KINDS)

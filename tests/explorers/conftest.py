@@ -9,6 +9,7 @@ from robustviz.data import digits as digits_set
 from robustviz.explorers.attack import attack_frames
 from robustviz.explorers.attack_view import show_attack
 from robustviz.explorers.networks import usual_networks
+from robustviz.explorers.training import training_frames
 
 ATTACKS = {"PGD": partial(pgd, steps=4), "FGSM": fgsm}
 STRENGTHS = (0.0, 0.05, 0.1, 0.15, 0.2)
@@ -36,6 +37,20 @@ def some():
 def frames(networks, some):
     """Two networks, two attacks, five strengths, six of twenty images with pictures."""
     return attack_frames(networks, some, attacks=ATTACKS, strengths=STRENGTHS, shown=6)
+
+
+@pytest.fixture(scope="session")
+def few():
+    """Ninety-six images of digits to train on."""
+    return digits_set("train").subset(96)
+
+
+@pytest.fixture(scope="session")
+def trained(few, some, tmp_path_factory):
+    """Two radii, two numbers of epochs, three strengths."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTVIZ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return training_frames(few, some, radii=(0.0, 0.1), epochs=(1, 3), strengths=(0.0, 0.05, 0.1))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
 """The command that writes an explorer as a page."""
 
 import re
+from functools import partial
 
 import pytest
 
+from robustviz import explorers
+from robustviz.cli import explore as explore_module
 from robustviz.cli.explore import explore
 
 
@@ -44,4 +47,20 @@ def test_what_cannot_be_written_is_refused_first(tmp_path, arguments, message):
     with pytest.raises((ValueError, FileExistsError), match=message):
         explore("attack", *names, out=out, images=10, **arguments)
     assert (tmp_path / "there.html").read_text() == "mine"
+    assert not (tmp_path / "new.html").exists()
+
+
+def test_training_makes_its_own_networks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ROBUSTVIZ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(explore_module, "TRAINED", 64)
+    monkeypatch.setattr(explorers, "training_explorer", partial(explorers.training_explorer, epochs=(1, 2)))
+    explore("training", images=10, epsilon=0.1, out=tmp_path / "page.html")
+    said = capsys.readouterr().out
+    assert "networks trained on 64 images of digits, measured on 10 test images" in said
+    assert "90 settings measured" in said
+    assert "Trained against 0.1 for 1 epoch: " in (tmp_path / "page.html").read_text()
+    for settings, message in (({"norm": "l2"}, "--norm must be linf with training, got l2"), ({"epsilon": 0.2}, "")):
+        names = () if message else ("digits-pgd",)
+        with pytest.raises(ValueError, match=message or "takes no checkpoints, got digits-pgd"):
+            explore("training", *names, **settings, images=10, out=tmp_path / "new.html")
     assert not (tmp_path / "new.html").exists()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from robustviz.explorers import Explorer, attack_explorer, channels_explorer, features_explorer
+from robustviz.explorers import Explorer, attack_explorer, channels_explorer, features_explorer, training_explorer
 from robustviz.explorers.networks import usual_images, usual_networks
 from tests.browser.serving import ARGUMENTS, CHROMIUM
 from tools.bench.timing import Ratio
@@ -33,6 +33,7 @@ EXPLORERS: dict[str, tuple[float, Callable[[], Explorer]]] = {
     "attack": (12e6, attack_explorer),
     "channels": (5e6, channels_explorer),
     "features": (12e6, features_explorer),
+    "training": (5e6, training_explorer),
 }
 """Bytes that are allowed, and what measures the explorer."""
 
