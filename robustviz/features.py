@@ -20,7 +20,7 @@ Pool = Literal["maps", "tokens", "cls", "channels-last"] | Callable[[Any], Tenso
 """How a layer's output becomes one row for each image: the mean over the positions of maps (n, c, h, w), over tokens
 (n, tokens, c) or over positions (n, h, w, c); the first token; or a function of what the layer returns."""
 
-SHAPES = {"maps": "(n, c, h, w)", "tokens": "(n, tokens, c)", "cls": "(n, tokens, c)", "channels-last": "(n, h, w, c)"}
+_SHAPES = {"maps": "(n, c, h, w)", "tokens": "(n, tokens, c)", "cls": "(n, tokens, c)", "channels-last": "(n, h, w, c)"}
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def _usual_pool(network: nn.Module, layer: str, output: Any, image: Images) -> P
         f"features of layer {layer} have shape ({', '.join(shape)}), "
         + ("with the channels last; " if layout else "and nothing says where its channels are; ")
         + "choose pool="
-        + ", ".join(f"{name!r} for {form}" for name, form in SHAPES.items())
+        + ", ".join(f"{name!r} for {form}" for name, form in _SHAPES.items())
         + ", or a function"
     )
 
@@ -177,12 +177,12 @@ def _pooled(output: Any, count: int, layer: str, pool: Pool | None) -> Float[Ten
             "function that makes a tensor (n, channels) of it"
         )
     else:
-        dims = 2 if pool is None else len(SHAPES[pool].split(","))
+        dims = 2 if pool is None else len(_SHAPES[pool].split(","))
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"features of layer {layer} must be floating-point numbers, got {kind}")
     if (output.dim() < 3 if pool == "maps" else output.dim() != dims) or len(output) != count:
-        wanted = SHAPES.get(pool, "(n, c)") if isinstance(pool, str) else "(n, c)"
+        wanted = _SHAPES.get(pool, "(n, c)") if isinstance(pool, str) else "(n, c)"
         raise ValueError(
             f"features of layer {layer} must have shape {wanted} with n = {count} images, got {tuple(output.shape)}; "
             "give another pool, or a function"

@@ -21,7 +21,7 @@ from robustviz.records import describe, is_call, read_call
 RENAMED: dict[str, str] = {"small_steps": "fine_pgd"}
 """Recorded name of a function or dataclass -> its name today, for those that were renamed and do what they did."""
 
-PLAIN = (bool, int, float, str, tuple)
+PLAIN_TYPES = (bool, int, float, str, tuple)
 """Types of the attributes of a module that are settings."""
 
 
@@ -42,15 +42,20 @@ def fingerprint(*values: Any) -> str:
     return digest.hexdigest()
 
 
+def _bytes(tensor: Tensor) -> Iterator[bytes]:
+    """Write down the shape and the numbers of a tensor; images kept as bytes are the same as their floats."""
+    if tensor.dim() > 1:  # the bytes alone tell the length of a vector
+        yield str(tuple(tensor.shape)).encode()
+    for rows in torch.split(tensor.detach(), 1024) if tensor.dim() else (tensor.detach(),):
+        if rows.dim() == 4 and rows.dtype == torch.uint8:
+            rows = rows.float() / 255
+        yield rows.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+
+
 def _parts(value: Any) -> Iterator[bytes]:
     """Walk through what a fingerprint is made of."""
     if isinstance(value, Tensor):
-        if value.dim() > 1:  # the bytes alone tell the length of a vector
-            yield str(tuple(value.shape)).encode()
-        for rows in torch.split(value.detach(), 1024) if value.dim() else (value.detach(),):
-            if rows.dim() == 4 and rows.dtype == torch.uint8:
-                rows = rows.float() / 255  # images kept as bytes are the same images
-            yield rows.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+        yield from _bytes(value)
     elif isinstance(value, nn.Module):
         yield from (line.encode() for line in settings_of(value))
         for name, tensor in (*value.named_parameters(), *value.named_buffers()):
@@ -77,10 +82,10 @@ def settings_of(model: nn.Module) -> Iterator[str]:
         for key, setting in sorted(vars(module).items()):
             if key == "training" or key.startswith("_"):
                 continue
-            if isinstance(setting, PLAIN):
+            if isinstance(setting, PLAIN_TYPES):
                 yield f"{key} {setting!r}"
             elif isinstance(setting, dict):
-                yield f"{key} {[(name, value) for name, value in setting.items() if isinstance(value, PLAIN)]!r}"
+                yield f"{key} {[(name, value) for name, value in setting.items() if isinstance(value, PLAIN_TYPES)]!r}"
             elif is_dataclass(setting):
                 yield f"{key} {describe(setting)!r}"
 

@@ -44,7 +44,7 @@ def revision(number: int) -> Callable[[Decorated], Decorated]:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallSettings:
     """What calling a function or partial would do, arguments of the single call left out.
 
     Attributes:
@@ -65,7 +65,7 @@ def is_call(value: Any) -> bool:
     return isinstance(value, functools.partial) or inspect.isfunction(value)
 
 
-def read_call(value: Callable[..., Any]) -> Call:
+def read_call(value: Callable[..., Any]) -> CallSettings:
     """Read the settings of a function or (nested) partial; a default that is not overridden is a setting too."""
     given: dict[str, Any] = {}
     positional: tuple[Any, ...] = ()
@@ -82,7 +82,7 @@ def read_call(value: Callable[..., Any]) -> Call:
     defaults = {name: default for name, default in keywords.items() if default is not inspect.Parameter.empty}
     settings = {name: given.get(name, defaults.get(name)) for name in keywords if name in given or name in defaults}
     name = getattr(value, "__name__", type(value).__name__)
-    return Call(name, getattr(value, "revision", 1), settings | given, defaults)
+    return CallSettings(name, getattr(value, "revision", 1), settings | given, defaults)
 
 
 def describe(value: Any) -> Any:

@@ -75,6 +75,18 @@ def faults(notebook):
     yield from faults_of_exercises(notebook)
 
 
+def faults_of_markdown(notebook):
+    text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    levels = [len(mark) for source in text for mark in re.findall(r"^(#+) ", without_code(source), flags=re.MULTILINE)]
+    if levels[:1] != [1] or levels.count(1) != 1 or len(levels) < 3:
+        yield "there must be one title and at least two headings below it"
+    if any(below > above + 1 for above, below in pairwise(levels)):
+        yield "a level of headings is left out"
+    for source in text:
+        if any(len(words) < 40 for words in re.findall(r"!\[([^\]]*)\]", source)):
+            yield "a picture in the text has no alternative text"
+
+
 def faults_of_text(notebook):
     first, code = notebook.cells[0].source, code_cells(notebook)
     for key, form in {
@@ -85,15 +97,7 @@ def faults_of_text(notebook):
     }.items():
         if not re.search(form, first):
             yield f"the first cell does not state the {key}"
-    text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    levels = [len(mark) for source in text for mark in re.findall(r"^(#+) ", without_code(source), flags=re.MULTILINE)]
-    if levels[:1] != [1] or levels.count(1) != 1 or len(levels) < 3:
-        yield "there must be one title and at least two headings below it"
-    if any(below > above + 1 for above, below in pairwise(levels)):
-        yield "a level of headings is left out"
-    for source in text:
-        if any(len(words) < 40 for words in re.findall(r"!\[([^\]]*)\]", source)):
-            yield "a picture in the text has no alternative text"
+    yield from faults_of_markdown(notebook)
     if len({cell.id for cell in notebook.cells}) != len(notebook.cells):
         yield "two cells have one name"
     if 'DATA = "digits"' not in code[0].source:

@@ -12,7 +12,7 @@ import pytest
 
 from robustviz.benchmark.record import NetworkResults, share
 from robustviz.evaluation import CLEAN
-from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison, spread
+from robustviz.evaluation.comparison import PUBLISHED, WORST_OF_ALL, Comparison, spread
 from robustviz.records import RunRecord
 
 ROOT = Path(__file__).parents[1]
@@ -50,20 +50,20 @@ def test_commands_exist(line):
 def test_figures_are_those_of_the_record():
     record = Comparison.load(ROOT / "data" / "results" / "wnll.json")
     networks = ["adversarial, softmax", "adversarial, WNLL"]
-    for condition, label in ((PUBLISHED, "under the published attack"), (WORST, "worst case of all attacks")):
+    for condition, label in ((PUBLISHED, "under the published attack"), (WORST_OF_ALL, "worst case of all attacks")):
         cells = " | ".join(spread(record.values(network, 0.15, condition)) for network in networks)
         assert re.search(rf"\| {label}.* \| {re.escape(cells)} \|", README)
     assert "({} and {} attacks)".format(*(len(record.attacks(network)) for network in networks)) in README
     cas = Comparison.load(ROOT / "data" / "results" / "cas.json")
     for network in ("AT + CAS", "AT"):
-        for condition in (PUBLISHED, WORST):
+        for condition in (PUBLISHED, WORST_OF_ALL):
             assert spread(cas.values(network, 0.15, condition)) in README
     sparse = Comparison.load(ROOT / "data" / "results" / "meansparse.json")
     for network in ("adversarial", "adversarial + meansparse"):
-        for condition in (PUBLISHED, WORST):
+        for condition in (PUBLISHED, WORST_OF_ALL):
             assert spread(sparse.values(network, 0.15, condition)) in README
     tvm = Comparison.load(ROOT / "data" / "results" / "tvm.json")
-    for network, condition in product(("both", "none"), ("naive", WORST)):
+    for network, condition in product(("both", "none"), ("naive", WORST_OF_ALL)):
         assert spread(tvm.values(network, 0.15, condition)) in README
     assert spread(tvm.remarks["both: clean, right under all of 5 masks"]) in README
     assert record.settings["images"] == 200

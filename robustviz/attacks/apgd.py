@@ -6,7 +6,7 @@
 d and P are those of `gradient`. At each of the checkpoints w_j an image whose objective J rose in fewer than
 rho (w_j - w_j-1) of the steps since the last one, or whose step size and largest objective both stayed the same,
 halves eta and goes back to its best point. In the code 1 - alpha is `MOMENTUM`, rho `RISING`, eta `size`, and the w_j
-are `checkpoints`. A step costs one forward and one backward pass; the last point is only looked at.
+are `checkpoint_steps`. A step costs one forward and one backward pass; the last point is only looked at.
 """
 
 from collections.abc import Iterator
@@ -153,7 +153,7 @@ def _dlr_towards(
     return rise / (top[:, 0] - top[:, 2:].mean(1) + 1e-12)
 
 
-def checkpoints(steps: int) -> set[int]:
+def checkpoint_steps(steps: int) -> set[int]:
     """Return the steps at which the step size is judged: at first rarely, then ever more often."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
@@ -257,7 +257,7 @@ class _Search:
     def climb(self, best: Best, look: Look, climb: _Climb, restart: int) -> None:
         """Make the steps of one run and offer every point to `best`."""
         self.visit(climb, best, look, restart, 0)
-        marks = checkpoints(self.steps)
+        marks = checkpoint_steps(self.steps)
         for step in range(1, self.steps + 1):
             if not len(climb.rows):
                 break

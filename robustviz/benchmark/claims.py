@@ -47,7 +47,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class _Verdict:
     """What came out of a claim.
 
     Attributes:
@@ -87,7 +87,7 @@ def claims(steps: int = 20) -> list[Claim]:
     """Give every claim whose figures could be read, or whose direction is stated, in the order of the table.
 
     Args:
-        steps: Of IFGSM and PGD, which are part of the conditions' names.
+        steps: Steps of IFGSM and PGD, which are part of the conditions' names.
     """
     ifgsm, pgd = f"IFGSM-{steps}", f"PGD-{steps}"
     both, every = "WNLL + TVM + augmentation", "cifar10-tvm-wnll"
@@ -121,16 +121,16 @@ def claims(steps: int = 20) -> list[Claim]:
     ]
 
 
-def verdict(claim: Claim, measured: Mapping[str, NetworkResults]) -> Verdict:
+def verdict(claim: Claim, measured: Mapping[str, NetworkResults]) -> _Verdict:
     """Hold a claim against what was measured; the rule is `RULE`."""
     needed = (claim.before, claim.after)
     if missing := [name for name in needed if name not in measured]:
-        return Verdict(f"not tested ({' and '.join(missing)} not trained here: a matter of hours without a GPU)")
+        return _Verdict(f"not tested ({' and '.join(missing)} not trained here: a matter of hours without a GPU)")
     before, after = (measured[name] for name in needed)
     if (before.identity["images"], before.threat) != (after.identity["images"], after.threat):
-        return Verdict("not tested (both networks must be measured on the same images, within the same threat)")
+        return _Verdict("not tested (both networks must be measured on the same images, within the same threat)")
     if unmeasured := [entry.name for entry in (before, after) if claim.condition not in entry.conditions]:
-        return Verdict(f"not tested ({claim.condition} was not measured on {' and '.join(unmeasured)})")
+        return _Verdict(f"not tested ({claim.condition} was not measured on {' and '.join(unmeasured)})")
     published = difference(*(entry.right(claim.condition).double().mean(0) for entry in (before, after)))
     worst = None
     if claim.condition != CLEAN:
@@ -142,7 +142,7 @@ def verdict(claim: Claim, measured: Mapping[str, NetworkResults]) -> Verdict:
     else:
         text = "reproduced only under the published attack"
     used = after.network["network"]
-    return Verdict(
+    return _Verdict(
         text if claim.network in (used, None) else f"tested on {TITLES[used]} instead: {text}", published, worst
     )
 

@@ -176,7 +176,7 @@ def _reading(measured: Measured) -> str:
     )
 
 
-_ONE_DRAW = "Behind TVM every attack meets other masks, so the worst case also counts bad luck."
+_ONE_DRAW = "Behind TVM every attack is answered with other masks, so the worst case also counts bad luck."
 
 _SHARES = (
     "A network that draws at random answers every image several times, and WNLL in several batches: figures are shares "

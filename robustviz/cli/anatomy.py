@@ -6,7 +6,7 @@ from robustviz.cli.app import Count, Radius, command_line, new_file, say
 from robustviz.cli.target import Target
 from robustviz.data import load
 from robustviz.geometry.votes import template_source
-from robustviz.pages.anatomy import anatomy_page, verdict
+from robustviz.pages.anatomy import anatomy_page, reading
 from robustviz.records import table
 from robustviz.studies.anatomy import anatomy as measured
 
@@ -64,7 +64,7 @@ def anatomy(
             **settings,  # type: ignore[arg-type]
         )
     say(table(*found.table()))
-    say(f"\n{verdict(found)}")
+    say(f"\n{reading(found)}")
     found.save(numbers)
     anatomy_page(found, out, title=f"Anatomy of the WNLL figures: {opened.name}", command=command_line())
     say(f"open {out}")

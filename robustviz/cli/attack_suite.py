@@ -9,7 +9,7 @@ from robustviz.cli.output import check_results, write_results
 from robustviz.cli.target import Target, called, knows_defenses
 from robustviz.distributed import processes
 from robustviz.evaluation import usual_draws
-from robustviz.evaluation.suites import STANDARD, SuiteAttack, ensemble, suite
+from robustviz.evaluation.suites import STANDARD_NAMES, SuiteAttack, ensemble, suite
 from robustviz.tensors import batch_dependent, seeded
 
 
@@ -58,7 +58,7 @@ def attack_suite(
         raise ValueError(
             f"{opened.name} answers by whole batches, from which no image can be left out; use `robustviz evaluate`"
         )
-    names = [name for given in attacks for name in (STANDARD if given == "standard" else (given,))]
+    names = [name for given in attacks for name in (STANDARD_NAMES if given == "standard" else (given,))]
     made = ensemble(names, threat, len(test_set.classes), steps=steps, queries=queries)
     say(str(opened))
     if resume and not state.exists():

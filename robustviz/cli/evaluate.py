@@ -4,7 +4,7 @@ from pathlib import Path
 
 from robustviz.cli.app import Count, Seed, say
 from robustviz.cli.measure import measure
-from robustviz.cli.output import check_attacked, check_results, save_images, write_results
+from robustviz.cli.output import check_results, check_saved, save_images, write_results
 from robustviz.cli.target import Target, knows_defenses
 from robustviz.evaluation.suites import adaptive_attacks, suite
 from robustviz.presets import EvaluationAttack, evaluation_attacks
@@ -49,7 +49,7 @@ def evaluate(
     """
     check_results(out, force)
     if save_attacked is not None:
-        check_attacked(save_attacked, force)
+        check_saved(save_attacked, force)
     opened = target.opened(1000)
     model, threat = opened.model, opened.threat
     say(str(opened))

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 TRAINED = 1500
 """Most images that small networks are trained on."""
 
-Kind = Literal["attack", "features", "channels", "training"]
+_Kind = Literal["attack", "features", "channels", "training"]
 
 
 def explore(
-    kind: Kind,
+    kind: _Kind,
     /,
     *checkpoints: str,
     data: str | None = None,
@@ -44,7 +44,7 @@ def explore(
             and compares them.
         checkpoints: Run folders, .safetensors files, or names that `robustviz checkpoints` lists; default: networks
             that come with robustviz. training takes none.
-        data: As in `robustviz train`; default: what the networks were trained on.
+        data: Data set, as `robustviz train` takes it; default: what the networks were trained on.
         norm: linf or l2; default: what the record of the first network says.
         epsilon: Middle of the strengths, such as 8/255; default: what the record of the first network says.
         images: Test images, drawn evenly from the classes; default: 100 of digits, 40 of larger pictures.
@@ -59,7 +59,7 @@ def explore(
     say(f"{len(explorer.frames):,} settings measured\nopen {explorer.save(out, force=force)}")
 
 
-def _opened(kind: Kind, checkpoints: tuple[str, ...], shown: int, settings: dict[str, Any]) -> "Explorer":
+def _opened(kind: _Kind, checkpoints: tuple[str, ...], shown: int, settings: dict[str, Any]) -> "Explorer":
     """Measure networks that are there, and make the explorer of them."""
     names = {called(name): name for name in checkpoints} or _usual(kind, settings["data"])
     if kind == "features" and len(names) > 1:
@@ -85,7 +85,7 @@ def _fewer(images: ImageSet) -> ImageSet:
     return images.subset(min(usual_count(images), len(images)))
 
 
-def _usual(kind: Kind, data: str | None) -> dict[str, str]:
+def _usual(kind: _Kind, data: str | None) -> dict[str, str]:
     """Name the shipped networks that an explorer shows, by their words on the screen."""
     from robustviz.explorers.channels import usual_pair_names
     from robustviz.explorers.networks import usual_names, usual_set
@@ -96,7 +96,7 @@ def _usual(kind: Kind, data: str | None) -> dict[str, str]:
     return names if kind == "attack" else {"standard": names["standard"]}
 
 
-def _measured(kind: Kind, opened: Mapping[str, Opened], shown: int, root: Path) -> "Explorer":
+def _measured(kind: _Kind, opened: Mapping[str, Opened], shown: int, root: Path) -> "Explorer":
     """Measure the frames of an explorer."""
     from robustviz.explorers import attack_explorer, channels_explorer, features_explorer
     from robustviz.explorers.attack import strengths_around

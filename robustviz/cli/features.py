@@ -81,7 +81,7 @@ def features(
     say(f"made {len(everyone)} maps of {len(training_set)} training images")
     settings |= {"checkpoint": name, "beside": beside, "data": training_set.name, "threat": describe(threat)}
     settings |= {"training_images": len(training_set), "images": len(test_set), "strengths": epsilons}
-    page, grid = write_results(out, pair, everyone, settings)
+    page, grid = _write_results(out, pair, everyone, settings)
     say(f"\n{grid}\n\nopen {page}")
 
 
@@ -93,7 +93,7 @@ def _beside(name: str, opened: Opened, target: Target) -> Classifier:
         raise ValueError(f"--beside {name} does not suit {opened.name}: {error}") from error
 
 
-def write_results(out: Path, pair: Pair, maps: dict[str, Embedding], settings: dict[str, Any]) -> tuple[Path, str]:
+def _write_results(out: Path, pair: Pair, maps: dict[str, Embedding], settings: dict[str, Any]) -> tuple[Path, str]:
     """Write page, figures, numbers, maps and paths of the images; return the page and a table for the terminal."""
     from robustviz.pages import closeup
     from robustviz.pages import geometry as write

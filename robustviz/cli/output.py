@@ -53,7 +53,7 @@ def write_results(paths: Sequence[Path], command: str, opened: Opened, measured:
         say(f"wrote {path}")
 
 
-def check_attacked(path: Path, force: bool) -> None:
+def check_saved(path: Path, force: bool) -> None:
     """Refuse a place for attacked images that is neither an .npz file nor a folder that can be written to.
 
     Raises:

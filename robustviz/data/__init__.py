@@ -3,7 +3,7 @@
 from robustviz.data.fetched import DOWNLOADS, TORCHVISION_SETS, FetchedName, torchvision_set
 from robustviz.data.image_set import ImageSet, stratified
 from robustviz.data.parts import Part
-from robustviz.data.sets import EMBEDDED, augment, digits, image_folder, load
+from robustviz.data.sets import EMBEDDED, digits, image_folder, load, shift_and_mirror
 from robustviz.data.sign_faces import SIGNS
 from robustviz.data.signs import signs
 
@@ -15,10 +15,10 @@ __all__ = [
     "FetchedName",
     "ImageSet",
     "Part",
-    "augment",
     "digits",
     "image_folder",
     "load",
+    "shift_and_mirror",
     "signs",
     "stratified",
     "torchvision_set",

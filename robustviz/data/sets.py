@@ -154,7 +154,9 @@ def _check_limit(limit: int | None) -> None:
         raise ValueError(f"limit must be >= 1 image, got {limit}")
 
 
-def augment(images: Images, *, padding: int = 4, flip: bool = True, generator: Generator | None = None) -> Images:
+def shift_and_mirror(
+    images: Images, *, padding: int = 4, flip: bool = True, generator: Generator | None = None
+) -> Images:
     """Move every image by up to `padding` pixels in each direction (zeros come in) and mirror half of them.
 
     All images are done at once, on their device; the numbers are drawn on the generator's.

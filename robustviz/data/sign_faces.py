@@ -29,9 +29,9 @@ SIGNS = (
 SIDE = 64
 """Pixels of a face from edge to edge."""
 
-Number = int | float
-Point = tuple[Number, Number]
-Shape = Float[Tensor, "h w"]
+_Number = int | float
+Point = tuple[_Number, _Number]
+_Shape = Float[Tensor, "h w"]
 
 RED, WHITE, BLACK = (0.74, 0.07, 0.10), (0.95, 0.95, 0.94), (0.07, 0.07, 0.08)
 BLUE, YELLOW = (0.03, 0.28, 0.68), (0.98, 0.74, 0.05)
@@ -59,7 +59,7 @@ def faces() -> Float[Tensor, "10 4 64 64"]:
     )
 
 
-def _painted(*coats: tuple[Shape, tuple[Number, Number, Number]]) -> Float[Tensor, "4 h w"]:
+def _painted(*coats: tuple[_Shape, tuple[_Number, _Number, _Number]]) -> Float[Tensor, "4 h w"]:
     """Lay colored shapes over each other, the first at the bottom; edges are one pixel wide."""
     picture = torch.zeros(4, SIDE, SIDE)
     for shape, color in coats:
@@ -74,12 +74,12 @@ def _grid() -> tuple[Tensor, Tensor]:
     return centers.expand(SIDE, SIDE), centers[:, None].expand(SIDE, SIDE)
 
 
-def _disc(radius: Number) -> Shape:
+def _disc(radius: _Number) -> _Shape:
     x, y = _grid()
     return torch.hypot(x, y) - radius
 
 
-def _polygon(corners: Sequence[Point]) -> Shape:
+def _polygon(corners: Sequence[Point]) -> _Shape:
     """A convex polygon, its corners clockwise as one sees them."""
     x, y = _grid()
     sides = []
@@ -89,12 +89,12 @@ def _polygon(corners: Sequence[Point]) -> Shape:
     return torch.stack(sides).amax(0)
 
 
-def _regular(count: int, radius: Number, first: Number, center: Point = (0, 0)) -> Shape:
+def _regular(count: int, radius: _Number, first: _Number, center: Point = (0, 0)) -> _Shape:
     """A regular polygon whose first corner lies at an angle in degrees, clockwise from the right."""
     return _polygon(_arc(*center, radius, radius, first, first + 360, count)[:-1])
 
 
-def _stroke(points: Sequence[Point], width: Number) -> Shape:
+def _stroke(points: Sequence[Point], width: _Number) -> _Shape:
     """Everything within half a width of a line through the points."""
     x, y = _grid()
     distances = []
@@ -105,12 +105,12 @@ def _stroke(points: Sequence[Point], width: Number) -> Shape:
     return torch.stack(distances).amin(0) - width / 2
 
 
-def _union(*shapes: Shape) -> Shape:
+def _union(*shapes: _Shape) -> _Shape:
     return torch.stack(shapes).amin(0)
 
 
 def _arc(
-    x: Number, y: Number, across: Number, down: Number, start: Number, end: Number, count: int = 16
+    x: _Number, y: _Number, across: _Number, down: _Number, start: _Number, end: _Number, count: int = 16
 ) -> list[Point]:
     """Points along an ellipse from one angle in degrees to another, clockwise from the right."""
     angles = [math.radians(start + (end - start) * i / count) for i in range(count + 1)]
@@ -130,27 +130,27 @@ _GLYPHS: dict[str, list[list[Point]]] = {
 }
 
 
-def _glyph(name: str, x: Number, half: Number, height: Number, width: Number) -> Shape:
+def _glyph(name: str, x: _Number, half: _Number, height: _Number, width: _Number) -> _Shape:
     lines = _GLYPHS[name]
     return _union(*(_stroke([(x + half * u, height * v) for u, v in line], width) for line in lines))
 
 
-def _word(text: str) -> Shape:
+def _word(text: str) -> _Shape:
     """A word of four letters across an octagon."""
     return _union(*(_glyph(letter, -0.63 + 0.42 * i, 0.125, 0.27, 0.115) for i, letter in enumerate(text)))
 
 
-def _number(text: str) -> Shape:
+def _number(text: str) -> _Shape:
     """A number of two figures inside a ring."""
     return _union(*(_glyph(figure, side * 0.29, 0.18, 0.38, 0.16) for side, figure in zip((-1, 1), text, strict=True)))
 
 
-def _exclamation() -> Shape:
+def _exclamation() -> _Shape:
     x, y = _grid()
     return _union(_stroke([(0, -0.16), (0, 0.22)], 0.17), torch.hypot(x, y - 0.42) - 0.095)
 
 
-def _arrow(direction: int) -> Shape:
+def _arrow(direction: int) -> _Shape:
     """An arrow from below that turns to the left (-1) or right (1)."""
     shaft = _stroke([(-direction * 0.34, 0.55), (-direction * 0.34, -0.12), (direction * 0.1, -0.12)], 0.24)
     head = [(direction * 0.66, -0.12), (direction * 0.06, -0.56), (direction * 0.06, 0.32)]

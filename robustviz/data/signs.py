@@ -21,7 +21,7 @@ from robustviz.data.sign_faces import SIGNS, faces
 from robustviz.tensors import seeded
 from robustviz.types import Images, Labels
 
-SIZES = {"train": 6000, "test": 1000}
+_SIZES = {"train": 6000, "test": 1000}
 """How many pictures each part has; every sign has a tenth."""
 
 _SIZE, _CHUNK = 32, 500
@@ -37,7 +37,7 @@ def signs(part: Part = "all") -> ImageSet:
         part: `"train"` (6,000), `"test"` (1,000) or both.
     """
     check_part(part)
-    parts = [part] if part != "all" else list(SIZES)
+    parts = [part] if part != "all" else list(_SIZES)
     with torch.device("cpu"):
         pixels = cached(f"signs-{_version()}", _draw)
         labels = torch.cat([_labels(name) for name in parts])
@@ -52,7 +52,7 @@ def _version() -> str:
 
 def _draw() -> dict[str, UInt8[Tensor, "n 3 32 32"]]:
     drawn = {}
-    for number, part in enumerate(SIZES):
+    for number, part in enumerate(_SIZES):
         chunks = torch.split(_labels(part), _CHUNK)
         pictures = [scenes(labels, seeded(number, chunk)) for chunk, labels in enumerate(chunks)]
         drawn[part] = torch.cat(pictures).mul(255).round().byte()
@@ -61,8 +61,8 @@ def _draw() -> dict[str, UInt8[Tensor, "n 3 32 32"]]:
 
 def _labels(part: str) -> Labels:
     """Every sign equally often, in a fixed shuffled order."""
-    count = SIZES[part]
-    return (torch.arange(count) % len(SIGNS))[torch.randperm(count, generator=seeded(list(SIZES).index(part)))]
+    count = _SIZES[part]
+    return (torch.arange(count) % len(SIGNS))[torch.randperm(count, generator=seeded(list(_SIZES).index(part)))]
 
 
 def scenes(labels: Labels, generator: Generator) -> Images:

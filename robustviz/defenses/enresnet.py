@@ -30,7 +30,7 @@ from robustviz.objectives import cross_entropy
 from robustviz.tensors import seeded, shared_copy
 from robustviz.types import Logits
 
-DRAWS, STEPS = 20, 20
+_DRAWS, _STEPS = 20, 20
 """Draws and steps of each attack that averages over the noise."""
 
 
@@ -199,12 +199,12 @@ def enresnet_settings(classifier: Classifier) -> dict[str, Any]:
 
 def enresnet_contests() -> dict[str, Contest]:
     """Make the adaptive set: the gradient of the mean over draws, and transfer from the network without noise."""
-    averaged = eot(cross_entropy, DRAWS)
+    averaged = eot(cross_entropy, _DRAWS)
     return {
-        "EnResNet, EOT": Contest(partial(pgd, steps=STEPS, objective=averaged)),
-        "EnResNet, APGD with EOT": Contest(partial(apgd, steps=STEPS, objective=averaged)),
+        "EnResNet, EOT": Contest(partial(pgd, steps=_STEPS, objective=averaged)),
+        "EnResNet, APGD with EOT": Contest(partial(apgd, steps=_STEPS, objective=averaged)),
         "transfer from the network without noise": Contest(
-            partial(against, view=without_noise, attack=partial(pgd, steps=2 * STEPS))
+            partial(against, view=without_noise, attack=partial(pgd, steps=2 * _STEPS))
         ),
     }
 

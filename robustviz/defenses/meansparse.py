@@ -34,7 +34,7 @@ from robustviz.objectives import margin
 from robustviz.tensors import check_images, evaluating, shared_copy
 from robustviz.types import Images
 
-STEPS = 40
+_STEPS = 40
 """Steps of each adaptive attack."""
 
 
@@ -230,13 +230,13 @@ def meansparse_contests() -> dict[str, Contest]:
     """Make the adaptive set; no single attack of it is the strongest everywhere."""
     through = partial(against, view=identity_through_sparsifiers)
     return {
-        "MeanSparse, own gradient": Contest(partial(apgd, steps=STEPS)),
-        "MeanSparse, identity backward": Contest(partial(through, attack=partial(apgd, steps=STEPS))),
+        "MeanSparse, own gradient": Contest(partial(apgd, steps=_STEPS)),
+        "MeanSparse, identity backward": Contest(partial(through, attack=partial(apgd, steps=_STEPS))),
         "MeanSparse, identity backward, margin": Contest(
-            partial(through, attack=partial(pgd, steps=STEPS, objective=margin))
+            partial(through, attack=partial(pgd, steps=_STEPS, objective=margin))
         ),
         "transfer from the network without MeanSparse": Contest(
-            partial(against, view=without_meansparse, attack=partial(pgd, steps=STEPS))
+            partial(against, view=without_meansparse, attack=partial(pgd, steps=_STEPS))
         ),
     }
 

@@ -22,7 +22,7 @@ from robustviz.defenses.defense import Defense, Stage, Training
 from robustviz.models import Classifier
 from robustviz.networks.places import activations, rewired
 
-Shape = Literal["pssilu", "silu"]
+_Shape = Literal["pssilu", "silu"]
 
 CLOSEST = 1 - 1e-3
 """Largest |b| in use: at 1 the activation is not defined."""
@@ -63,13 +63,13 @@ class PSSiLUOptions:
         activation: pssilu learns its shape; silu is the same with the shape fixed, as a control.
     """
 
-    activation: Shape = "pssilu"
+    activation: _Shape = "pssilu"
 
     def __post_init__(self) -> None:
         _check(self.activation)
 
 
-def build_pssilu(classifier: Classifier, *, activation: Shape = "pssilu") -> Classifier:
+def build_pssilu(classifier: Classifier, *, activation: _Shape = "pssilu") -> Classifier:
     """Copy a network with another activation in place of every one of its body; the weights are kept.
 
     Args:
@@ -112,8 +112,8 @@ def pssilu_settings(classifier: Classifier) -> dict[str, Any]:
 
 
 def _check(activation: str) -> None:
-    if activation not in get_args(Shape):
-        raise ValueError(f"activation must be one of {', '.join(get_args(Shape))}, got {activation!r}")
+    if activation not in get_args(_Shape):
+        raise ValueError(f"activation must be one of {', '.join(get_args(_Shape))}, got {activation!r}")
 
 
 PSSILU_DEFENSE = Defense(

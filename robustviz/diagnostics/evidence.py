@@ -22,14 +22,14 @@ from robustviz.types import Attack, Images, Labels, Logits, Objective, Threat
 LOSSES: Mapping[str, Objective] = {"cross-entropy": cross_entropy, "margin": margin, "DLR": dlr}
 """Objectives that an attack may follow."""
 
-RESERVED = ("clean", "FGSM", "PGD-", "PGD on", "Square", "transfer from the undefended")
+OWN_NAMES = ("clean", "FGSM", "PGD-", "PGD on", "Square", "transfer from the undefended")
 """How the names begin under which the checks keep attacks of their own."""
 
 RESTARTS = 3
 PASSES = 5
-SAME = 1e-4
+SAME_ANSWER = 1e-4
 """Largest difference of two answers that counts as none, relative to the largest logit."""
-DRAWS, AVERAGED_STEPS = 6, 10
+PASS_DRAWS, _AVERAGED_STEPS = 6, 10
 """Draws and steps of the attack that averages over the draws of a random network."""
 
 
@@ -107,7 +107,7 @@ class Evidence:
     @property
     def random(self) -> bool:
         """Whether the network answers the same question differently."""
-        return not self.spread <= SAME
+        return not self.spread <= SAME_ANSWER
 
     @cached_property
     def changes(self) -> list[str]:
@@ -158,7 +158,7 @@ class Evidence:
         found |= {f"PGD-{self.steps}, {name}": end for name, end in self.losses.items() if name != "cross-entropy"}
         found |= self.given
         if self.random:
-            found[f"PGD-{AVERAGED_STEPS}, mean of {DRAWS} draws"] = self.averaged
+            found[f"PGD-{_AVERAGED_STEPS}, mean of {PASS_DRAWS} draws"] = self.averaged
         if not batch_dependent(self.model):
             found[f"Square, {self.black_queries} queries"] = self.black["Square"]
             found[f"Square and {self.black_queries} draws of noise"] = self.black["noise"]
@@ -224,8 +224,8 @@ class Evidence:
     @cached_property
     def averaged(self) -> Outcome:
         """PGD on the mean of several draws of a random network (EOT)."""
-        objective = eot(cross_entropy, DRAWS)
-        return self.outcome(self._pgd(self.open, self.threat, steps=AVERAGED_STEPS, objective=objective))
+        objective = eot(cross_entropy, PASS_DRAWS)
+        return self.outcome(self._pgd(self.open, self.threat, steps=_AVERAGED_STEPS, objective=objective))
 
     @cached_property
     def black(self) -> dict[str, Outcome]:

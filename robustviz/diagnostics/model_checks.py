@@ -2,7 +2,7 @@
 
 import torch
 
-from robustviz.diagnostics.evidence import DRAWS, PASSES, SAME, Evidence
+from robustviz.diagnostics.evidence import PASS_DRAWS, PASSES, SAME_ANSWER, Evidence
 from robustviz.diagnostics.findings import FEW, MORE_IMAGES, Finding, Verdict, graded
 from robustviz.evaluation import wilson
 
@@ -70,14 +70,14 @@ def repeatable(evidence: Evidence) -> Finding:
         reason = (
             f"{PASSES} passes over the same images differ by {spread:.2g} of the largest logit and change the decision "
             f"on {moving:.1%} of them. Under fresh draws, PGD that followed one draw leaves {single:.1%} right, "
-            f"PGD that followed the mean of {DRAWS} draws leaves {averaged:.1%}."
+            f"PGD that followed the mean of {PASS_DRAWS} draws leaves {averaged:.1%}."
         )
         remedy = "Attack the mean over draws (attacks.eot), score under fresh draws, and report the spread."
         verdict = "fail" if single - averaged > max(0.02, 2 * evidence.least) else "doubtful"
         return Finding(check, verdict, spread, "of the largest logit", reason, ATHALYE, remedy)
     some = max(len(evidence.images) // 2, 1)
     alone = evidence.difference(evidence.ask(evidence.images[:some]), evidence.logits[:some])
-    if alone <= 10 * SAME:
+    if alone <= 10 * SAME_ANSWER:
         reason = f"{PASSES} passes over the same images agree, and an image is answered alike in another batch."
         return Finding(check, "pass", spread, "of the largest logit", reason, ATHALYE)
     declared = any(getattr(module, "batch_dependent", False) for module in evidence.model.modules())

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from robustviz.diagnostics import attack_checks, model_checks
-from robustviz.diagnostics.evidence import RESERVED, Evidence
+from robustviz.diagnostics.evidence import OWN_NAMES, Evidence
 from robustviz.diagnostics.findings import Diagnosis, Finding, doubted, share_of
 from robustviz.diagnostics.gradients import gpus
 from robustviz.evaluation import CLEAN
@@ -83,12 +83,12 @@ def diagnose(
         raise TypeError(f"undefended must be a network (nn.Module) or None, got {kind}; checkpoints.load reads one")
     seed = draw_seed(generator)
     attacks = {} if attacks is None else dict(attacks)
-    if taken := [name for name in attacks if name.startswith(RESERVED)]:
-        raise ValueError(f"names in attacks must not begin with {' / '.join(RESERVED)}, got {taken[0]!r}; rename it")
+    if taken := [name for name in attacks if name.startswith(OWN_NAMES)]:
+        raise ValueError(f"names in attacks must not begin with {' / '.join(OWN_NAMES)}, got {taken[0]!r}; rename it")
     findings: list[Finding] = []
     models = [model] if undefended is None else [model, undefended]
     bar = tqdm(total=len(CHECKS), leave=False, disable=None if on_check is None else True)
-    with untouched(images, *models), counted(model) as seen, bar:
+    with restored(images, *models), counted(model) as seen, bar:
         evidence = Evidence(model, images, labels, threat, attacks, undefended, seed, steps, queries)
         if undefended is not None:
             _check_undefended(evidence)
@@ -124,7 +124,7 @@ def _check_undefended(evidence: Evidence) -> None:
 
 
 @contextmanager
-def untouched(images: Images, *models: nn.Module) -> Iterator[None]:
+def restored(images: Images, *models: nn.Module) -> Iterator[None]:
     """Give buffers, modes and the global random state back as they were, whatever the networks do in between."""
     buffers = [(buffer, buffer.clone()) for model in models for buffer in model.buffers()]
     modes = [(module, module.training) for model in models for module in model.modules()]

@@ -5,15 +5,15 @@ from robustviz.evaluation.evaluate import evaluate
 from robustviz.evaluation.gallery import Gallery
 from robustviz.evaluation.shares import bootstrap, wilson
 from robustviz.evaluation.sweep import Sweep, sweep
-from robustviz.evaluation.table import CLEAN, WORST, RobustnessTable, Row
+from robustviz.evaluation.table import CLEAN, WORST, RobustnessTable, TableRow
 
 __all__ = [
     "CLEAN",
     "WORST",
     "Gallery",
     "RobustnessTable",
-    "Row",
     "Sweep",
+    "TableRow",
     "bootstrap",
     "evaluate",
     "sweep",

@@ -18,13 +18,13 @@ from robustviz.tensors import (
 )
 from robustviz.types import Attack, Images, Labels
 
-DRAWS = 16
+_DRAWS = 16
 """How often a random or batch-dependent model answers unless the caller says otherwise."""
 
 
 def usual_draws(model: nn.Module) -> int:
     """How often a model must answer the same images: once if it is deterministic, else 16 times."""
-    return DRAWS if stochastic(model) or batch_dependent(model) else 1
+    return _DRAWS if stochastic(model) or batch_dependent(model) else 1
 
 
 def attack_batch(
@@ -52,7 +52,7 @@ def attack_batch(
     return attacked, decided, differing
 
 
-def checked(
+def checked_model(
     model: nn.Module,
     images: Images,
     labels: Labels,

@@ -16,7 +16,7 @@ from robustviz.records import describe, table, versions, write_atomic
 from robustviz.tensors import seeded
 from robustviz.types import Norm, Threat
 
-PUBLISHED, WORST = "worst of published", "worst of all"
+PUBLISHED, WORST_OF_ALL = "worst of published", "worst of all"
 """Names of the two derived rows: what the attacks of the paper leave, and what all attacks together leave."""
 
 RESULTS = Path("data/results")
@@ -72,7 +72,7 @@ class Comparison:
         """Headers and rows of the table at one strength: attacks down, networks across, mean and spread in percent."""
         every = list(dict.fromkeys(a for network in self.networks for a in self.attacks(network)))
         rows = []
-        for condition in [CLEAN, *every, PUBLISHED, WORST]:
+        for condition in [CLEAN, *every, PUBLISHED, WORST_OF_ALL]:
             kind = self.kinds.get(condition)
             cells = [spread(self.values(network, epsilon, condition)) for network in self.networks]
             rows.append([f"{condition} ({kind})" if kind else condition, *cells])
@@ -185,7 +185,7 @@ def compare(
             found = accuracies[network][keys[-1]]
             say(
                 f"seed {seed}, {network}, epsilon {epsilons[-1]:g}: clean {found[CLEAN][-1]:.1%}, "
-                f"{PUBLISHED} {found[PUBLISHED][-1]:.1%}, {WORST} {found[WORST][-1]:.1%}"
+                f"{PUBLISHED} {found[PUBLISHED][-1]:.1%}, {WORST_OF_ALL} {found[WORST_OF_ALL][-1]:.1%}"
             )
     recorded = {"seeds": list(seeds), "images": len(test_set), "norm": norm, "batch_size": batch_size, **settings}
     return Comparison(name, accuracies, kinds, remarks, recorded)
@@ -205,4 +205,4 @@ def _without_threat(value: Any) -> Any:
 def _shares(measured: RobustnessTable, contests: Mapping[str, Contest]) -> dict[str, float]:
     """Accuracy under each condition, and image by image under all published and under all attacks."""
     published = [CLEAN, *(label for label, contest in contests.items() if contest.kind == "published")]
-    return measured.accuracies() | {PUBLISHED: measured.worst_case(published), WORST: measured.worst_case()}
+    return measured.accuracies() | {PUBLISHED: measured.worst_case(published), WORST_OF_ALL: measured.worst_case()}

@@ -13,7 +13,7 @@ from robustviz.evaluation.run import Run
 from robustviz.evaluation.state import Tally
 from robustviz.evaluation.table import CLEAN, RobustnessTable
 from robustviz.fingerprint import fingerprint
-from robustviz.networks.folding import Precision, folded
+from robustviz.networks.folding import CopyPrecision, folded
 from robustviz.records import describe
 from robustviz.tensors import batch_dependent, check_images, check_model, draw_seed
 from robustviz.types import Attack, Images, Labels
@@ -95,7 +95,7 @@ def evaluate(
             "images": fingerprint(images),
             "labels": fingerprint(labels),
         }
-    precision: Precision = "bf16" if fast == "bf16" else "fp32"
+    precision: CopyPrecision = "bf16" if fast == "bf16" else "fp32"
     copy = folded(model, precision=precision, images=images[:batch_size]) if fast else None
     shape = (1 + len(attacks), repeats, draws, len(labels))
     tally = Tally(shape, known, resume)

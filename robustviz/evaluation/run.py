@@ -9,9 +9,9 @@ from zlib import crc32
 import torch
 from torch import Generator, Tensor, nn
 
-from robustviz.evaluation.answers import attack_batch, checked, decisions, norm_of
+from robustviz.evaluation.answers import attack_batch, checked_model, decisions, norm_of
 from robustviz.evaluation.shares import choices, halves
-from robustviz.evaluation.state import Place, Tally
+from robustviz.evaluation.state import Position, Tally
 from robustviz.evaluation.table import CLEAN, WORST
 from robustviz.tensors import norms, seeded
 from robustviz.types import Attack, Images, Labels
@@ -37,7 +37,7 @@ class Turn:
     images: int
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Position:
         """Where its attacked images are kept."""
         return self.condition, self.repeat, self.number
 
@@ -101,7 +101,7 @@ class Run:
 
     @property
     def assembles(self) -> bool:
-        """Whether each image also meets what the draws choose for it, all answered together."""
+        """Whether each image is also scored under what the draws choose for it, all answered together."""
         return self.reshuffles and bool(self.attacks)
 
     def turns(self, repeats: int) -> list[Turn]:
@@ -152,7 +152,7 @@ class Run:
         if not len(rows):
             return Found(rows)
         images, labels, noise = self.images[rows], self.labels[rows], seeded(self.seed, turn.repeat, turn.number)
-        safe = None if attack is None else partial(checked, name=turn.condition, attack=attack)
+        safe = None if attack is None else partial(checked_model, name=turn.condition, attack=attack)
         attacked, decided, differing = attack_batch(self.model, self.copy, images, labels, safe, noise)
         distances = norms((attacked - images).detach(), norm_of(attack)).float().cpu()
         if self.reshuffles:

@@ -17,12 +17,12 @@ from robustviz.fingerprint import check_same
 from robustviz.records import describe, write_atomic
 from robustviz.types import Images, Labels
 
-FORMAT = 2
+_FORMAT = 2
 """Of the files; one of another format cannot go on."""
 
 REMEDY = "remove it to start again"
 
-Place = tuple[str, int, int]
+Position = tuple[str, int, int]
 """Name of the condition, number of the repeat, number of the batch."""
 
 
@@ -52,7 +52,7 @@ class Tally:
         self.distances = torch.zeros(conditions, images)
         self.differing, self.done = [0] * conditions, 0
         self.settings, self.path = settings, None if path is None else Path(path)
-        self._images: dict[Place, Images] = {}
+        self._images: dict[Position, Images] = {}
         if self.path is not None and self.path.exists():
             self._restore(self.path)
 
@@ -85,16 +85,16 @@ class Tally:
         self.done += 1
         if self.path is not None and processes().first:
             arrays = {name: getattr(self, name).tolist() for name in ("predictions", "assembled", "distances")}
-            content = {"format": FORMAT, "settings": describe(self.settings), "done": self.done}
+            content = {"format": _FORMAT, "settings": describe(self.settings), "done": self.done}
             write_atomic(self.path, json.dumps({**content, "differing": self.differing, **arrays}))
 
-    def keep_images(self, place: Place, attacked: Images) -> None:
+    def keep_images(self, place: Position, attacked: Images) -> None:
         """Keep attacked images that are still to be answered, in memory and, if there is a file, beside it."""
         self._images[place] = attacked
         if self.path is not None and processes().first:
             write_atomic(self._beside(place), save({"images": attacked.contiguous()}))
 
-    def read_images(self, place: Place, images: Images) -> None:
+    def read_images(self, place: Position, images: Images) -> None:
         """Read attacked images back that were kept before a stop.
 
         Args:
@@ -119,14 +119,14 @@ class Tally:
         """Return the attacked images of all batches."""
         return torch.cat([self._images[condition, repeat, batch] for batch in range(batches)])
 
-    def forget_images(self, places: Iterable[Place]) -> None:
+    def forget_images(self, places: Iterable[Position]) -> None:
         """Drop attacked images whose answers are all known."""
         for place in places:
             self._images.pop(place, None)
             if self.path is not None and processes().first:
                 self._beside(place).unlink(missing_ok=True)
 
-    def _beside(self, place: Place) -> Path:
+    def _beside(self, place: Position) -> Path:
         condition, repeat, batch = place
         assert self.path is not None
         return self.path.with_name(f"{self.path.name}.{crc32(condition.encode()):08x}-{repeat}-{batch}.safetensors")
@@ -137,11 +137,11 @@ class Tally:
             before, self.done, self.differing = stored["settings"], stored["done"], stored["differing"]
             if not isinstance(before, dict) or not isinstance(self.done, int) or self.done < 0:
                 raise ValueError(f"settings must be a dictionary and done a count, got {self.done!r}")
-            if stored.get("format") == FORMAT:
+            if stored.get("format") == _FORMAT:
                 arrays = {name: torch.tensor(stored[name]) for name in ("predictions", "assembled", "distances")}
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged or not an unfinished evaluation ({error!r}); {REMEDY}") from error
-        if stored.get("format") != FORMAT:
+        if stored.get("format") != _FORMAT:
             raise ValueError(f"{path} was written by another version of robustviz and cannot go on; {REMEDY}")
         check_same(path, before, self.settings, "an evaluation")
         if any(array.shape != getattr(self, name).shape for name, array in arrays.items()):

@@ -33,10 +33,10 @@ from robustviz.types import Attack, Threat
 
 SuiteAttack = Literal["apgd-ce", "apgd-dlr", "apgd-t", "pgd", "fmn", "cw", "deepfool", "square", "noise"]
 
-STANDARD: tuple[SuiteAttack, ...] = ("apgd-ce", "apgd-t", "fmn", "square")
+STANDARD_NAMES: tuple[SuiteAttack, ...] = ("apgd-ce", "apgd-t", "fmn", "square")
 """The ensemble that robust accuracy is usually reported for."""
 
-STEPS = 20
+PUBLISHED_STEPS = 20
 """Steps of the attacks on a network without a defense."""
 
 
@@ -80,7 +80,7 @@ def suite(
     return {**attacks, **{name: attack for name, attack in made.items() if describe(attack) not in done}}
 
 
-def baseline(steps: int = STEPS) -> dict[str, Contest]:
+def baseline(steps: int = PUBLISHED_STEPS) -> dict[str, Contest]:
     """Make what a network without a defense is measured with; a threat is not fixed yet (`Contest.at`)."""
     return {
         "IFGSM": Contest(partial(ifgsm, steps=steps), "published"),
@@ -100,7 +100,7 @@ def contests(model: Classifier, threat: Threat, *, steps: int | None = None) -> 
     made, view = adaptive(model, threat), published_view(model)
     kinds = {contest.kind for contest in made.values()}
     usual: dict[str, Contest] = {}
-    for name, contest in at(baseline(STEPS if steps is None else steps), threat).items():
+    for name, contest in at(baseline(PUBLISHED_STEPS if steps is None else steps), threat).items():
         if contest.kind == "published" and "published" not in kinds:
             usual |= _as_published(name, contest, view)
         elif contest.kind != "published" and (view is None or "adaptive" not in kinds):
@@ -185,4 +185,4 @@ def standard_ensemble(threat: Threat, classes: int, *, steps: int = 100, queries
     Source: Croce & Hein, "Reliable evaluation of adversarial robustness", arXiv 2003.01690; their FAB is replaced
     with FMN (Pintor et al., arXiv 2102.12827).
     """
-    return ensemble(STANDARD, threat, classes, steps=steps, queries=queries)
+    return ensemble(STANDARD_NAMES, threat, classes, steps=steps, queries=queries)

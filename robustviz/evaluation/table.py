@@ -24,7 +24,7 @@ WORST = "worst case per image"
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a table, in shares from 0 to 1.
 
     Attributes:
@@ -134,14 +134,14 @@ class RobustnessTable:
         """
         return self._interval(self._row(condition))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TableRow]:
         """Every condition and the worst case with its interval, as plain numbers."""
         medians = self.distances.double().median(1).values.tolist()
         found = [
-            Row(name, self.accuracy(name), *self.interval(name), median)
+            TableRow(name, self.accuracy(name), *self.interval(name), median)
             for name, median in zip(self.conditions, medians, strict=True)
         ]
-        return [*found, Row(WORST, self.worst_case(), *self.worst_case_interval(), None)]
+        return [*found, TableRow(WORST, self.worst_case(), *self.worst_case_interval(), None)]
 
     def to_markdown(self) -> str:
         """Give the table as Markdown that is also readable as plain text; percentages."""
@@ -151,7 +151,7 @@ class RobustnessTable:
         """Give the table as comma-separated values with a header: names, shares from 0 to 1, median distance."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in fields(Row))
+        writer.writerow(field.name for field in fields(TableRow))
         writer.writerows(astuple(row) for row in self.rows())
         return file.getvalue()
 

@@ -62,9 +62,9 @@ def attack_frames(
         attacks: By the names on the screen, each taking `threat`; with `on_step`, the loss is kept over its steps.
             None takes `ATTACKS`.
         strengths: Radii in pixel units of [0, 1], growing from 0; None takes `strengths_around` the usual radius.
-        norm: Of the radii.
+        norm: Norm of the radii.
         shown: How many images have pictures, the first ones.
-        seed: Of the random starts.
+        seed: Seed of the random starts.
         budget: Most frames: images shown x attacks x strengths x networks.
 
     Returns:

@@ -41,7 +41,7 @@ def attack_explorer(
         images: None takes test images that suit the shipped networks, 100 of digits or 40 of signs.
         attacks: By the names on the screen; None takes PGD, FGSM and random noise.
         strengths: Radii in pixel units, growing from 0; None goes to twice the usual radius of the data set.
-        norm: Of the radii.
+        norm: Norm of the radii.
         shown: How many images have pictures; the accuracies are those of all images.
         budget: Most frames: images shown x attacks x strengths x networks.
 

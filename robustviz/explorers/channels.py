@@ -92,7 +92,7 @@ def channel_frames(
         networks: By the names on the screen; left as they were.
         images: Behind the statistics.
         strengths: Radii in L-infinity, growing from 0; None takes eleven, up to twice the usual radius.
-        seed: Of the random starts.
+        seed: Seed of the random starts.
         budget: Most frames.
 
     Returns:

@@ -15,7 +15,7 @@ State = dict[str, Value]
 """A value for each control, by its name."""
 
 
-RESERVED = ("class", "default", "delete", "function", "in", "new", "switch", "this", "typeof", "var", "with", "frame")
+_RESERVED = ("class", "default", "delete", "function", "in", "new", "switch", "this", "typeof", "var", "with", "frame")
 """Words that JavaScript or an explorer keeps for itself."""
 
 
@@ -43,7 +43,7 @@ class Control:
     field: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier() or self.name in RESERVED:
+        if not self.name.isidentifier() or self.name in _RESERVED:
             raise ValueError(f"name must be one that Vega can compute with, got {self.name!r}; choose another")
         check_state({self.name: self.values}, {self.name: self.start})
         if self.words and len(self.words) != len(self.values):
@@ -121,7 +121,7 @@ def read_link(controls: tuple[Control, ...], link: str) -> State:
     """Read what `write_link` wrote; controls that it does not name have their start.
 
     Args:
-        controls: Of the explorer.
+        controls: Controls of the explorer.
         link: The end of an address, with or without "#" or "?". Names that no control has are left alone, because a
             server may have added its own.
 

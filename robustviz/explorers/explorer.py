@@ -151,7 +151,7 @@ class Explorer:
         Args:
             path: File name ending in `.png`, `.svg` or `.pdf`, which is replaced; None writes nothing and draws a PNG.
             state: The setting that is shown.
-            width: Of the layout, in pixels; a PNG of more than 40 kB is drawn smaller.
+            width: Width of the layout, in pixels; a PNG of more than 40 kB is drawn smaller.
             dark: For a dark page.
 
         Returns:

@@ -47,7 +47,7 @@ def feature_frames(
         images: Attacked and followed.
         maps: "PCA", "UMAP" or both.
         strengths: Radii in L-infinity; 0 is added. None takes `attack.strengths_around` the usual radius.
-        seed: Of UMAP and of the random starts.
+        seed: Seed of UMAP and of the random starts.
         budget: Most frames: maps x strengths x images.
 
     Returns:

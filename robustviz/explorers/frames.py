@@ -77,7 +77,7 @@ class Frames:
 
         Args:
             path: A file that `save` wrote.
-            kind: Of the explorer that is to show them.
+            kind: Kind of the explorer that is to show them.
 
         Raises:
             FileNotFoundError: If there is no such file.

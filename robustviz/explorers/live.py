@@ -66,7 +66,7 @@ class LiveExplorer(ipywidgets.VBox):
     Args:
         explorer: What is shown.
         state: Shown first; None takes what the address asks for under Voila, else the explorer's start.
-        width: Of the layout in pixels.
+        width: Width of the layout, in pixels.
         dark: For a dark page.
 
     Raises:

@@ -66,7 +66,7 @@ class Album:
         """Yield a row of the table of pictures for each number: `z` and the picture as a data URL of a PNG.
 
         Args:
-            numbers: Of the pictures; None takes all.
+            numbers: Numbers of the pictures; None takes all.
             only: Place of the one strength that is wanted; the others are left black, which takes no space.
         """
         every = range(len(self.clean) + 2 * len(self.changes))

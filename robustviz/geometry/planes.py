@@ -114,7 +114,7 @@ def faithfulness(head: nn.Module, embedding: Embedding, snapshot: FeatureSnapsho
     """Share of the images, 0 to 1, whose own decision is the one that `map_regions` shows where they lie.
 
     Args:
-        head: As in `map_regions`.
+        head: The head that decides, as `map_regions` takes it.
         embedding: The map.
         snapshot: Features of images that the map was not fitted on; a training image is its own nearest neighbor.
     """

@@ -18,10 +18,10 @@ from robustviz.models import Classifier
 from robustviz.networks.tracing import Call, agree, example, trace, untouched
 from robustviz.types import Images
 
-Precision = Literal["fp32", "bf16"]
+CopyPrecision = Literal["fp32", "bf16"]
 
 
-def folded(model: nn.Module, *, precision: Precision = "fp32", images: Images | None = None) -> nn.Module:
+def folded(model: nn.Module, *, precision: CopyPrecision = "fp32", images: Images | None = None) -> nn.Module:
     """Copy a model with every batch norm folded into the convolution before it, and pixels stored channels last.
 
     In evaluation mode a batch norm is linear, so a convolution can take over its work. That is done for the two types

@@ -25,7 +25,14 @@ from torch import Tensor, nn
 LIBRARIES = {"torchvision": "torchvision", "timm": "the extra `networks` of robustviz (pip install timm)"}
 """Packages whose networks are known by name, and what installs them."""
 
-DOWNLOADS = {"pretrained", "weights", "weights_backbone", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+_DOWNLOADS = {
+    "pretrained",
+    "weights",
+    "weights_backbone",
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+}
 """Arguments of their builders that would fetch or read files; weights are given as a file of their own."""
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network")
@@ -89,7 +96,7 @@ def built(words: Words, seed: int | None = 0) -> nn.Module:
         ValueError: If the library, network or function is unknown, needs other arguments, or raises.
     """
     spec = f"{words.where}:{words.name}"
-    if words.ours and (asked := DOWNLOADS & words.arguments.keys()):
+    if words.ours and (asked := _DOWNLOADS & words.arguments.keys()):
         raise ValueError(f"{spec} must not have {sorted(asked)[0]}: nothing is downloaded; give a file of weights")
     with _importing(words.file):
         with torch.random.fork_rng([]):

@@ -20,7 +20,7 @@ from robustviz.types import Images
 Layout = Literal["flat", "maps", "tokens", "channels-last"]
 """Where the channels are: (n, c), (n, c, h, w), (n, tokens, c) or (n, h, w, c)."""
 
-SIZES = (32, 224, 28, 8, 64, 96, 16, 299, 384)
+_SIZES = (32, 224, 28, 8, 64, 96, 16, 299, 384)
 """Heights of the square pictures that `example` tries, in this order."""
 
 CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.pooling._MaxPoolNd)
@@ -90,7 +90,7 @@ def example(network: nn.Module) -> Images:
     """Make one random image, the same each time, that the network accepts.
 
     The channels are those of the first convolution (or as many as the first linear layer allows), the size is what
-    the network says of itself (`image_size`, `img_size`) or the first of `SIZES` that runs.
+    the network says of itself (`image_size`, `img_size`) or the first of `_SIZES` that runs.
 
     Raises:
         ValueError: If none runs.
@@ -108,7 +108,7 @@ def example(network: nn.Module) -> Images:
         else:
             return images
     raise ValueError(
-        f"network must accept an image (1, c, h, h) of one of the sizes {', '.join(map(str, SIZES))}, but none runs; "
+        f"network must accept an image (1, c, h, h) of one of the sizes {', '.join(map(str, _SIZES))}, but none runs; "
         f"give `images`, at least one picture of the right shape. The last error was: {failed}"
     )
 
@@ -126,7 +126,7 @@ def _shapes(network: nn.Module) -> Iterator[tuple[int, int, int]]:
     said = [getattr(m, name, None) for m in network.modules() for name in ("image_size", "img_size")]
     sizes = [size[0] if isinstance(size, tuple) and size else size for size in said]
     for channels in dict.fromkeys([*likely, 3, 1]):
-        for size in dict.fromkeys([*(size for size in sizes if isinstance(size, int) and size > 0), *SIZES]):
+        for size in dict.fromkeys([*(size for size in sizes if isinstance(size, int) and size > 0), *_SIZES]):
             yield channels, size, size
 
 

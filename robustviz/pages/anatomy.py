@@ -4,9 +4,9 @@ from pathlib import Path
 
 from robustviz.pages.report import Grid, Section, write_report
 from robustviz.records import RunRecord
-from robustviz.studies.anatomy import CW, HEADS, PUBLISHED, SWITCHES, Anatomy
+from robustviz.studies.anatomy import AS_PUBLISHED, CW, HEADS, SWITCHES, Anatomy
 
-CAUTION = (
+_CAUTION = (
     "Which script made a published table cannot be proved. A figure that a switch reproduces is consistent with the "
     "published one, and no more than that. C&W is minimal by design: a perturbation scaled down no longer reaches the "
     "boundary, so that row says nothing about a defense."
@@ -23,26 +23,26 @@ def anatomy_section(found: Anatomy) -> Section:
             "46 % to about 69 % (Wang et al., arXiv 1809.08516). The released code differs from the paper in a few "
             "places. Here each of them is a switch on our own code, on the WNLL head and on the linear head beside it, "
             f"with the same {images} test images ({few} for C&W).",
-            *(f"{switch}: {what}" for switch, what in SWITCHES.items() if switch not in (PUBLISHED, CW)),
-            verdict(found),
-            CAUTION,
+            *(f"{switch}: {what}" for switch, what in SWITCHES.items() if switch not in (AS_PUBLISHED, CW)),
+            reading(found),
+            _CAUTION,
         ],
         tables=[Grid(*found.table())],
     )
 
 
-def verdict(found: Anatomy) -> str:
+def reading(found: Anatomy) -> str:
     """Say which switch moves attacked accuracy most, and whether it does so without any WNLL."""
     moved = {
         head: {row.switch: found.moved(row) for row in found.rows if row.head == head and row.switch != CW}
         for head in HEADS
     }
-    iterated = [switch for switch in moved["WNLL"] if switch not in (PUBLISHED, "C&W perturbation scaled", "both")]
+    iterated = [switch for switch in moved["WNLL"] if switch not in (AS_PUBLISHED, "C&W perturbation scaled", "both")]
     largest = max(iterated, key=lambda switch: moved["WNLL"][switch][0])
     (gain, half), (other, other_half) = (moved[head][largest] for head in HEADS)
     if gain <= half:
         return "No switch raises the attacked accuracy of WNLL beyond its interval here."
-    base, switched = (found.row(switch, "WNLL").shares()[1] for switch in (PUBLISHED, largest))
+    base, switched = (found.row(switch, "WNLL").shares()[1] for switch in (AS_PUBLISHED, largest))
     sentence = (
         f"The switch that moves WNLL most is “{largest}”: {base:.1%} becomes {switched:.1%} "
         f"({100 * gain:+.1f} ± {100 * half:.1f} points)"

@@ -7,15 +7,15 @@ from typing import Any
 from robustviz import checkpoints
 from robustviz.data import digits
 from robustviz.defenses.defense import at
-from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison, Entry, compare
+from robustviz.evaluation.comparison import PUBLISHED, WORST_OF_ALL, Comparison, Entry, compare
 from robustviz.features import ChannelStats
 from robustviz.pages.report import Grid, Picture, Section
 from robustviz.plots import plot_frequency, plot_magnitude, plot_panels
 from robustviz.presets import usual_threat
-from robustviz.studies.cas import AGREES, BATCH, COMMON, SAME, pair, statistics, under_attack
+from robustviz.studies.cas import AGREES, CAS_BATCH, COMMON, SAME, pair, statistics, under_attack
 from robustviz.types import Threat
 
-SHOWN = ("standard", "AT", "AT + CAS")
+_SHOWN = ("standard", "AT", "AT + CAS")
 """Networks of the section, which come with the library."""
 
 
@@ -24,14 +24,14 @@ def cas_section(seed: int) -> Section:
     test_set, threat = digits("test"), usual_threat("digits")
     names = ("digits-standard", "digits-pgd", "digits-pgd-cas")
     standard, plain, masked = (checkpoints.load(name)[0] for name in names)
-    models = dict(zip(SHOWN, (standard, plain, masked), strict=True))
+    models = dict(zip(_SHOWN, (standard, plain, masked), strict=True))
     few = test_set.subset(100)
 
     def entries(_: int) -> Iterator[tuple[str, Entry]]:
-        yield SHOWN[0], Entry(standard, partial(at, COMMON))
-        yield from pair(SHOWN[1], plain, masked, few, seed)
+        yield _SHOWN[0], Entry(standard, partial(at, COMMON))
+        yield from pair(_SHOWN[1], plain, masked, few, seed)
 
-    strengths: dict[str, Any] = {"seeds": [seed], "epsilons": [threat.epsilon], "batch_size": BATCH}
+    strengths: dict[str, Any] = {"seeds": [seed], "epsilons": [threat.epsilon], "batch_size": CAS_BATCH}
     measured = compare("cas", entries, few, settings={}, **strengths)
     stats = {
         name: (statistics(model, test_set), statistics(model, under_attack(model, test_set, seed)))
@@ -44,7 +44,7 @@ def cas_section(seed: int) -> Section:
             "multiplies every channel by its own weight for that class (Bai et al., arXiv 2103.08307). The choice of "
             "the class has no gradient. An attack on the final logits alone, which is what stock tools do, does not see "
             "it; the adaptive attacks raise the loss of both classifiers, or let the gradient pass a soft choice.",
-            attack_sentence(measured, threat, len(few)),
+            _attack_sentence(measured, threat, len(few)),
             magnitude_sentence(stats),
             frequency_sentence(stats),
         ],
@@ -53,12 +53,12 @@ def cas_section(seed: int) -> Section:
     )
 
 
-def attack_sentence(measured: Comparison, threat: Threat, count: int) -> str:
+def _attack_sentence(measured: Comparison, threat: Threat, count: int) -> str:
     """Say what CAS seems to gain, what is left of it, and whether that is what honest evaluations of it showed."""
-    _, plain, masked = SHOWN
+    _, plain, masked = _SHOWN
     naive, worst = (
         [measured.mean(network, threat.epsilon, condition) for network in (plain, masked)]
-        for condition in (PUBLISHED, WORST)
+        for condition in (PUBLISHED, WORST_OF_ALL)
     )
     every = [len(measured.attacks(network)) for network in (plain, masked)]
     same, agrees = (measured.remarks[f"{masked}: {key}"][0] for key in (SAME, AGREES))
@@ -73,15 +73,15 @@ def attack_sentence(measured: Comparison, threat: Threat, count: int) -> str:
     )
 
 
-Pairs = Mapping[str, tuple[ChannelStats, ChannelStats]]
+_Pairs = Mapping[str, tuple[ChannelStats, ChannelStats]]
 """Channel statistics, clean and attacked, of each network."""
 
 
-def magnitude_sentence(stats: Pairs) -> str:
+def magnitude_sentence(stats: _Pairs) -> str:
     """Say how the attack changes the mean magnitude, and whether that is the direction of the paper."""
     change = {name: b.mean_magnitude / a.mean_magnitude - 1 for name, (a, b) in stats.items()}
     largest = [(b.magnitude.max() / a.magnitude.max() - 1).item() for a, b in stats.values()]
-    standard, hardened = change[SHOWN[0]], change[SHOWN[1]]
+    standard, hardened = change[_SHOWN[0]], change[_SHOWN[1]]
     expected = standard > 0 and abs(hardened) < standard
     return (
         "Under attack the mean magnitude of the channels changes by "
@@ -93,10 +93,10 @@ def magnitude_sentence(stats: Pairs) -> str:
     )
 
 
-def frequency_sentence(stats: Pairs) -> str:
+def frequency_sentence(stats: _Pairs) -> str:
     """Say how often channels are active, and whether CAS lowers that as in the paper."""
     frequency = {name: [s.mean_frequency for s in both] for name, both in stats.items()}
-    plain, masked = (frequency[name] for name in SHOWN[1:])
+    plain, masked = (frequency[name] for name in _SHOWN[1:])
     lower = [after < before for before, after in zip(plain, masked, strict=True)]
     verdict = "it does" if all(lower) else "it does on clean images only" if lower[0] else "it does not"
     return (
@@ -106,7 +106,7 @@ def frequency_sentence(stats: Pairs) -> str:
     )
 
 
-def pictures(stats: Pairs, threat: Threat) -> list[Picture]:
+def pictures(stats: _Pairs, threat: Threat) -> list[Picture]:
     """Draw both figures of the paper, one panel for each network."""
     images = f"all test images, attacked by PGD-20 at epsilon = {threat.epsilon}"
     return [

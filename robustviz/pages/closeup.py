@@ -6,10 +6,11 @@ from torch import Tensor
 
 from robustviz.attacks import alone_head
 from robustviz.defenses.tvm import TVM
+from robustviz.evaluation import CLEAN
 from robustviz.geometry import Ballot, DecisionPlane, ballot, image_plane, margins
 from robustviz.pages.report import Picture, Section
 from robustviz.plots import plot_plane, plot_votes
-from robustviz.studies.geometry import CLEAN, PUBLISHED, STRONGEST, Pair, Studied
+from robustviz.studies.geometry import PUBLISHED_ATTACK, STRONGEST, Pair, Studied
 
 OTHER = "image of another class"
 
@@ -38,7 +39,7 @@ def plane_section(pair: Pair) -> Section:
 def _plane(studied: Studied, other: Float[Tensor, "c h w"], index: int) -> DecisionPlane | None:
     """The plane through an image and its attacked versions; another image stands in for one that is no third point."""
     points = {name: condition.images[index] for name, condition in studied.conditions.items()} | {OTHER: other}
-    for names in ((CLEAN, PUBLISHED, STRONGEST), (CLEAN, PUBLISHED, OTHER), (CLEAN, STRONGEST, OTHER)):
+    for names in ((CLEAN, PUBLISHED_ATTACK, STRONGEST), (CLEAN, PUBLISHED_ATTACK, OTHER), (CLEAN, STRONGEST, OTHER)):
         images = torch.stack([points[name] for name in names])
         directions = (images[1:] - images[0]).flatten(1).double()
         if torch.linalg.matrix_rank(directions, atol=1e-5, rtol=0) == 2:
@@ -81,7 +82,7 @@ def chosen_image(pair: Pair) -> int:
     asked, labels = alone_head(pair.wnll.model), pair.test_set.labels
     conditions = pair.wnll.conditions
     right = {name: margins(asked, condition.images, labels) > 0 for name, condition in conditions.items()}
-    rank = 4 * right[CLEAN].long() + 2 * (~right[STRONGEST]).long() + right[PUBLISHED].long()
+    rank = 4 * right[CLEAN].long() + 2 * (~right[STRONGEST]).long() + right[PUBLISHED_ATTACK].long()
     return int(rank.argmax())
 
 

@@ -26,8 +26,8 @@ from robustviz.types import Attack, Threat
 THREAT = Threat("linf", 0.15)
 """On 8x8 digits with 17 gray levels, 0.15 is about two and a half levels: a person still reads every digit."""
 
-EPSILONS = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-ATTACKS: Mapping[str, Callable[..., Any]] = {
+_EPSILONS = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+_ATTACKS: Mapping[str, Callable[..., Any]] = {
     "FGSM": fgsm,
     "IFGSM-20": partial(ifgsm, steps=20),
     "PGD-20": partial(pgd, steps=20),
@@ -42,7 +42,7 @@ SECTIONS: Mapping[str, Callable[[int], Section]] = {
 }
 """What the page says about defenses, on networks that come with the library."""
 
-Say = Callable[[str], Any]
+_Say = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Trained:
     logs: list[EpochLog]
 
 
-def run_demo(out: Path, *, seed: int = 0, say: Say = lambda message: None) -> tuple[Path, str]:
+def run_demo(out: Path, *, seed: int = 0, say: _Say = lambda message: None) -> tuple[Path, str]:
     """Run the demo and write `out/index.html`, its pictures, and the tables as JSON.
 
     Args:
@@ -74,11 +74,11 @@ def run_demo(out: Path, *, seed: int = 0, say: Say = lambda message: None) -> tu
         say(f"trained the {name} network: {len(network.logs)} epochs in {seconds:.0f} s")
     sweeps: dict[tuple[str, str], Sweep] = {}
     for name, network in networks.items():
-        for label, attack in ATTACKS.items():
+        for label, attack in _ATTACKS.items():
             sweeps[name, label] = sweep(
-                network.model, test_set.images, test_set.labels, attack, EPSILONS, generator=seeded(seed)
+                network.model, test_set.images, test_set.labels, attack, _EPSILONS, generator=seeded(seed)
             )
-        say(f"attacked the {name} network with {', '.join(ATTACKS)} at {len(EPSILONS) - 1} strengths")
+        say(f"attacked the {name} network with {', '.join(_ATTACKS)} at {len(_EPSILONS) - 1} strengths")
     tables = {name: _at_threat(network.model, test_set, seed) for name, network in networks.items()}
     record = RunRecord("demo", _settings(seed), _results(networks, tables), command=f"robustviz demo --seed {seed}")
     sections = [
@@ -113,7 +113,7 @@ def train_digits(training_set: ImageSet, attack: Attack | None, seed: int) -> Tr
 
 
 def _at_threat(model: Classifier, test_set: ImageSet, seed: int) -> RobustnessTable:
-    attacks = {name: partial(attack, threat=THREAT) for name, attack in ATTACKS.items()}
+    attacks = {name: partial(attack, threat=THREAT) for name, attack in _ATTACKS.items()}
     return evaluate(model, test_set.images, test_set.labels, attacks, generator=seeded(seed))
 
 
@@ -124,8 +124,8 @@ def _settings(seed: int) -> dict[str, Any]:
         "network": describe(partial(small_cnn, classes=10, channels=1)),
         "training": asdict(TrainConfig(seed=seed)),
         "training_attack": describe(partial(pgd, threat=THREAT, steps=10)),
-        "attacks": describe({name: partial(attack, threat=THREAT) for name, attack in ATTACKS.items()}),
-        "epsilons": list(EPSILONS),
+        "attacks": describe({name: partial(attack, threat=THREAT) for name, attack in _ATTACKS.items()}),
+        "epsilons": list(_EPSILONS),
     }
 
 

@@ -8,6 +8,7 @@ import torch
 
 from robustviz import checkpoints
 from robustviz.data import digits, stratified
+from robustviz.evaluation import CLEAN
 from robustviz.features import FeatureSnapshot
 from robustviz.geometry import (
     Curves,
@@ -25,10 +26,10 @@ from robustviz.pages.closeup import votes_section
 from robustviz.pages.report import Grid, Picture, Section
 from robustviz.plots import MapView, plot_curves, plot_map, plot_maps, plot_trajectories
 from robustviz.presets import usual_threat
-from robustviz.studies.geometry import CLEAN, PUBLISHED, SOFTMAX, STRONGEST, WNLL, Pair, Studied, study_pair
+from robustviz.studies.geometry import PUBLISHED_ATTACK, SOFTMAX, STRONGEST, WNLL, Pair, Studied, study_pair
 from robustviz.tensors import seeded
 
-SHOWN, CLOUD = 12, 60
+_SHOWN, CLOUD = 12, 60
 """Images on a map with arrows or ways, of which more cannot be told apart, and on one without."""
 
 
@@ -40,9 +41,9 @@ def heads_section(pair: Pair, maps: Mapping[str, Embedding]) -> Section:
         for studied in (pair.softmax, pair.wnll)
         if studied.reference.layer == "body"
     }
-    names = {s.name: [s.conditions[c].attack for c in (PUBLISHED, STRONGEST)] for s in (pair.softmax, pair.wnll)}
+    names = {s.name: [s.conditions[c].attack for c in (PUBLISHED_ATTACK, STRONGEST)] for s in (pair.softmax, pair.wnll)}
     caption = (
-        f"{min(SHOWN, len(pair.test_set))} test images at epsilon = {pair.threat.epsilon:.3g}. Softmax: {' and '.join(names[SOFTMAX])}; WNLL: "
+        f"{min(_SHOWN, len(pair.test_set))} test images at epsilon = {pair.threat.epsilon:.3g}. Softmax: {' and '.join(names[SOFTMAX])}; WNLL: "
         f"{' and '.join(names[WNLL])}. Colors and small names are true classes; small dots are training images, for WNLL the template. "
         "The pale background is the decision at that place, lifted to the features of the training images around it."
     )
@@ -65,7 +66,7 @@ def heads_section(pair: Pair, maps: Mapping[str, Embedding]) -> Section:
 def _heads_sentence(pair: Pair) -> str:
     parts = []
     for studied in (pair.softmax, pair.wnll):
-        right = [_accuracy(studied.conditions[name].snapshot) for name in (CLEAN, PUBLISHED, STRONGEST)]
+        right = [_accuracy(studied.conditions[name].snapshot) for name in (CLEAN, PUBLISHED_ATTACK, STRONGEST)]
         parts.append(f"the {studied.name} is right on {right[0]:.1%}, {right[1]:.1%} and {right[2]:.1%}")
     return f"Clean, under the published and under the adaptive attack, {' and '.join(parts)} of the images."
 
@@ -73,7 +74,7 @@ def _heads_sentence(pair: Pair) -> str:
 def _views(studied: Studied, embedding: Embedding, pair: Pair) -> list[MapView]:
     """One map for each condition, with decisions below where the layer is what the head sees."""
     regions = map_regions(studied.model.head, embedding) if studied.reference.layer == "body" else None
-    chosen = _some(pair, SHOWN)
+    chosen = _some(pair, _SHOWN)
     few = {name: _part(condition.snapshot, chosen) for name, condition in studied.conditions.items()}
     held = _holding(embedding, few)
     views = []
@@ -107,7 +108,7 @@ def map_section(pair: Pair, embedding: Embedding) -> Section:
 
 def ways_section(pair: Pair, maps: Mapping[str, Embedding]) -> Section:
     """Show the way of single images and the numbers of all of them while the attack grows."""
-    studied, chosen = pair.wnll, _some(pair, SHOWN)
+    studied, chosen = pair.wnll, _some(pair, _SHOWN)
     way = studied.ways[STRONGEST].select(chosen)
     pictures = []
     for name, embedding in maps.items():

@@ -9,15 +9,15 @@ from robustviz.data import digits
 from robustviz.defenses.defense import at
 from robustviz.defenses.tvm.record import purified, tvm_contests
 from robustviz.evaluation import CLEAN
-from robustviz.evaluation.comparison import WORST, Comparison, Entry, compare
+from robustviz.evaluation.comparison import WORST_OF_ALL, Comparison, Entry, compare
 from robustviz.pages.photograph import photographs, picture_sentence
 from robustviz.pages.report import Grid, Picture, Section
 from robustviz.plots import plot_purified, plot_strengths
 from robustviz.studies.tvm import PLAIN, with_wnll
 
-EPSILONS, IMAGES = (0.05, 0.1, 0.15), 50
+_EPSILONS, _IMAGES = (0.05, 0.1, 0.15), 50
 
-SHOWN = {
+_SHOWN = {
     "none": "standard network",
     "TVM": "behind TVM",
     "augmentation": "trained with TVM versions",
@@ -29,7 +29,7 @@ SHOWN = {
 
 def tvm_section(seed: int) -> Section:
     """Write about TVM: what it makes of a photograph, and what it is worth to the shipped networks."""
-    rows, few, strengths = photographs(seed), digits("test").subset(IMAGES), EPSILONS
+    rows, few, strengths = photographs(seed), digits("test").subset(_IMAGES), _EPSILONS
     plain, both = (checkpoints.load(name)[0] for name in ("digits-standard", "digits-tvm"))
     short: dict[str, Any] = {"steps": 10, "averaged_steps": 5, "draws": 10}
     contests = tvm_contests(**short)
@@ -45,7 +45,7 @@ def tvm_section(seed: int) -> Section:
         )
 
     measured = compare("tvm", entries, few, seeds=[seed], epsilons=strengths, settings={})
-    seen, answer = picture_sentence(rows), attack_sentence(measured, strengths[-1], len(few))
+    seen, answer = picture_sentence(rows), _attack_sentence(measured, strengths[-1], len(few))
     return Section(
         "Purified images (TVM)",
         [
@@ -67,7 +67,7 @@ def tvm_section(seed: int) -> Section:
             ),
             Picture.of(
                 "tvm-digits",
-                plot_strengths(measured, SHOWN, ("naive", "BPDA", "BPDA + EOT")),
+                plot_strengths(measured, _SHOWN, ("naive", "BPDA", "BPDA + EOT")),
                 f"Accuracy against epsilon of networks with and without TVM, trained for it or not. {answer}",
                 f"{len(few)} test images. Without a purifier there is nothing for BPDA to go around, and the naive attack is "
                 "the right one. Every attack is measured under masks of its own, and luck with them is part of every figure.",
@@ -77,11 +77,12 @@ def tvm_section(seed: int) -> Section:
     )
 
 
-def attack_sentence(measured: Comparison, epsilon: float, count: int) -> str:
+def _attack_sentence(measured: Comparison, epsilon: float, count: int) -> str:
     """Say what TVM costs without and with training for it, what it seems to gain, and what the worst case leaves."""
     networks = ("none", "TVM", "both", "WNLL + both")
     clean, naive, worst = (
-        [measured.mean(network, epsilon, condition) for network in networks] for condition in (CLEAN, "naive", WORST)
+        [measured.mean(network, epsilon, condition) for network in networks]
+        for condition in (CLEAN, "naive", WORST_OF_ALL)
     )
     gain = [100 * (shares[2] - shares[0]) for shares in (naive, worst)]
     return (

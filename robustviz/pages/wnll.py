@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from robustviz import checkpoints
 from robustviz.data import digits
 from robustviz.defenses.wnll.record import linear_beside, wnll_contests
-from robustviz.evaluation.comparison import PUBLISHED, WORST, Entry, compare
+from robustviz.evaluation.comparison import PUBLISHED, WORST_OF_ALL, Entry, compare
 from robustviz.evaluation.suites import baseline
 from robustviz.pages.report import Picture, Section
 from robustviz.plots import plot_comparison
@@ -28,7 +28,7 @@ def wnll_section(seed: int) -> Section:
     for name in names.values():
         softmax, interpolating = f"{name}, softmax", f"{name}, WNLL"
         gap = [
-            [measured.mean(network, 0.1, condition) for condition in (PUBLISHED, WORST)]
+            [measured.mean(network, 0.1, condition) for condition in (PUBLISHED, WORST_OF_ALL)]
             for network in (softmax, interpolating)
         ]
         sentence = (

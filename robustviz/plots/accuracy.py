@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from robustviz.evaluation import CLEAN, Sweep
-from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison
+from robustviz.evaluation.comparison import PUBLISHED, WORST_OF_ALL, Comparison
 from robustviz.plots.style import COLORS, MARKERS, new_axes, styled
 
 
@@ -61,7 +61,7 @@ def plot_comparison(comparison: Comparison, networks: Mapping[str, str], *, ax: 
         clean = comparison.mean(name, epsilons[1], CLEAN)
         published, worst = (
             100 * np.array([clean, *(comparison.mean(name, e, condition) for e in epsilons[1:])])
-            for condition in (PUBLISHED, WORST)
+            for condition in (PUBLISHED, WORST_OF_ALL)
         )
         ax.fill_between(epsilons, worst, published, color=color, alpha=0.15, linewidth=0)
         ax.plot(epsilons, published, color=color, linestyle="--", marker="o", markerfacecolor="white")
@@ -70,6 +70,6 @@ def plot_comparison(comparison: Comparison, networks: Mapping[str, str], *, ax: 
     ax.set_ylim(-3, 103)
     entries = [Line2D([], [], color=c, linewidth=4, label=n) for c, n in zip(COLORS, networks.values(), strict=False)]
     entries.append(Line2D([], [], color="0.35", linestyle="--", marker="o", markerfacecolor="white", label=PUBLISHED))
-    entries.append(Line2D([], [], color="0.35", marker="s", label=WORST))
+    entries.append(Line2D([], [], color="0.35", marker="s", label=WORST_OF_ALL))
     ax.figure.legend(handles=entries, loc="outside upper left", ncols=2, handlelength=2.4)
     return ax

@@ -30,10 +30,10 @@ from robustviz.tensors import check_images, evaluating, project, seeded, shared_
 from robustviz.types import LINF_8, Attack, Images, Labels, Threat
 
 HEADS = ("WNLL", "linear head")
-PUBLISHED, CW = "IFGSM as published", "Carlini & Wagner"
+AS_PUBLISHED, CW = "IFGSM as published", "Carlini & Wagner"
 
 SWITCHES: Mapping[str, str] = {
-    PUBLISHED: "Nothing is switched: the attack of the paper, with the right labels.",
+    AS_PUBLISHED: "Nothing is switched: the attack of the paper, with the right labels.",
     "labels re-sorted": (
         "The attack is computed with the training flag on. The loss then sorts the batch, misclassified images first, "
         "and overwrites the labels in that order, while gradients return to the images in the old order: each image "
@@ -49,7 +49,7 @@ SWITCHES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class SwitchRow:
     """One condition on one head.
 
     Attributes:
@@ -78,16 +78,16 @@ class Anatomy:
         settings: Network, data, threat, attack and batch size.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[SwitchRow, ...]
     settings: dict[str, Any]
 
-    def row(self, switch: str, head: str) -> Row:
+    def row(self, switch: str, head: str) -> SwitchRow:
         """Return one condition."""
         return next(row for row in self.rows if (row.switch, row.head) == (switch, head))
 
-    def moved(self, row: Row) -> tuple[float, float]:
+    def moved(self, row: SwitchRow) -> tuple[float, float]:
         """By how much a switch changes attacked accuracy on the same images, and half the width of its 95 % interval."""
-        base = self.row(CW if row.switch in (CW, "C&W perturbation scaled") else PUBLISHED, row.head)
+        base = self.row(CW if row.switch in (CW, "C&W perturbation scaled") else AS_PUBLISHED, row.head)
         changes = [int(now) - int(then) for now, then in zip(row.attacked, base.attacked, strict=True)]
         mean = sum(changes) / len(changes)
         variance = sum((change - mean) ** 2 for change in changes) / max(len(changes) - 1, 1)
@@ -99,7 +99,7 @@ class Anatomy:
         for row in self.rows:
             clean, attacked = (_share(share, len(row.clean)) for share in row.shares())
             by, half = self.moved(row)
-            still = row.switch in (PUBLISHED, CW)
+            still = row.switch in (AS_PUBLISHED, CW)
             cells.append(
                 [row.switch, row.head, clean, attacked, "" if still else f"{100 * by:+.1f} ± {100 * half:.1f}"]
             )
@@ -123,7 +123,7 @@ class Anatomy:
         record = RunRecord.load(path)
         try:
             rows = [
-                Row(switch, head, *(tuple(digit == "1" for digit in right) for right in both))
+                SwitchRow(switch, head, *(tuple(digit == "1" for digit in right) for right in both))
                 for switch, head, *both in record.results["rows"]
             ]
         except (KeyError, TypeError, ValueError) as error:
@@ -275,7 +275,7 @@ def anatomy(
     template = attacked_template(model, source, plain, batch_size=batch_size)
     few = test_set[: min(cw_images, len(test_set))]
     todo: list[tuple[str, Classifier, Attack, ImageSet]] = [
-        (PUBLISHED, model, plain, test_set),
+        (AS_PUBLISHED, model, plain, test_set),
         ("labels re-sorted", model, sorted_, test_set),
         ("template attacked", template, plain, test_set),
         ("both", template, sorted_, test_set),
@@ -294,7 +294,7 @@ def anatomy(
             )
             clean, attacked = (tuple(measured.correct[c, 0].tolist()) for c in (0, 1))
             assert measured.conditions == (CLEAN, switch)
-            rows.append(Row(switch, head, clean, attacked))
+            rows.append(SwitchRow(switch, head, clean, attacked))
             if on_row is not None:
                 on_row(len(rows), len(todo) * len(HEADS))
     settings = {"data": test_set.name, "images": len(test_set), "few": len(few), "batch_size": batch_size}

@@ -22,8 +22,8 @@ from robustviz.tensors import evaluating, seeded
 from robustviz.training import TrainConfig
 from robustviz.training.stages import harden
 
-EPSILONS = (0.1, 0.15)
-BATCH = 512
+_EPSILONS = (0.1, 0.15)
+CAS_BATCH = 512
 
 TRAINING: Mapping[str, TrainingAttack] = {"standard": "none", "AT": "pgd", "TRADES": "trades", "MART": "mart"}
 """How the networks are trained, each without and with CAS; AT is adversarial training (Madry et al.)."""
@@ -62,12 +62,12 @@ def compare_cas(seeds: Sequence[int], say: Callable[[str], Any] = lambda message
         "training": describe(TrainConfig()),
         "threat": describe(usual_threat("digits")),
     }
-    entries = partial(trained_entries, training_set, test_set)
-    strengths: dict[str, Any] = {"seeds": seeds, "epsilons": EPSILONS, "batch_size": BATCH}
+    entries = partial(_trained_entries, training_set, test_set)
+    strengths: dict[str, Any] = {"seeds": seeds, "epsilons": _EPSILONS, "batch_size": CAS_BATCH}
     return [compare("cas", entries, test_set, settings=settings, say=say, **strengths)]
 
 
-def trained_entries(training_set: ImageSet, test_set: ImageSet, seed: int) -> Iterator[tuple[str, Entry]]:
+def _trained_entries(training_set: ImageSet, test_set: ImageSet, seed: int) -> Iterator[tuple[str, Entry]]:
     """Networks of every kind of training, without and with CAS."""
     for name, attack in TRAINING.items():
         train = partial(
@@ -110,7 +110,7 @@ def remarks(model: Classifier, test_set: ImageSet, seed: int) -> dict[str, float
         with evaluating(model), torch.no_grad():
             found[AGREES] = cas_outputs(model, attacked.images).agrees.double().mean().item()
         attacks = {label: contest.attack for label, contest in at(COMMON, usual_threat("digits")).items()}
-        settings: dict[str, Any] = {"batch_size": BATCH, "generator": seeded(seed)}
+        settings: dict[str, Any] = {"batch_size": CAS_BATCH, "generator": seeded(seed)}
         found[SAME] = evaluate(model, test_set.images, test_set.labels, attacks, **settings).worst_case()
     return found
 

@@ -11,6 +11,7 @@ from robustviz.data import ImageSet
 from robustviz.defenses.wnll import wnll_classifier
 from robustviz.defenses.wnll.head import WNLLHead
 from robustviz.defenses.wnll.record import linear_beside
+from robustviz.evaluation import CLEAN
 from robustviz.evaluation.suites import contests, published_name
 from robustviz.features import FeatureSnapshot, snapshot
 from robustviz.geometry import (
@@ -31,14 +32,14 @@ from robustviz.tensors import draw_seed, seeded
 from robustviz.types import Images, Labels, PerImage, Threat
 
 SOFTMAX, WNLL = "softmax", "WNLL"
-CLEAN, PUBLISHED, STRONGEST = "clean", "published attack", "adaptive attack"
+PUBLISHED_ATTACK, STRONGEST = "published attack", "adaptive attack"
 """Names of conditions; the adaptive attack is the strongest of all that answer the defense."""
 
-Say = Callable[[str], Any]
+_Say = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
-class Condition:
+class ConditionFeatures:
     """Test images in one condition.
 
     Attributes:
@@ -72,7 +73,7 @@ class Studied:
     model: Classifier
     reference: FeatureSnapshot
     ground: FeatureSnapshot | None
-    conditions: Mapping[str, Condition]
+    conditions: Mapping[str, ConditionFeatures]
     ways: Mapping[str, Trajectory]
     curves: Mapping[str, Curves]
 
@@ -81,7 +82,7 @@ class Studied:
 
         UMAP, which is slow, gets only the clean images, the adaptive attack and its way.
         """
-        names = (STRONGEST,) if method == "umap" else (PUBLISHED, STRONGEST)
+        names = (STRONGEST,) if method == "umap" else (PUBLISHED_ATTACK, STRONGEST)
         grounds = [] if method == "umap" or self.ground is None else [self.ground]
         taken = [self.conditions[name].snapshot for name in (CLEAN, *names)]
         return embed(self.reference, [*grounds, *taken, *(self.ways[name] for name in names)], method=method, seed=seed)
@@ -186,7 +187,7 @@ def study(
     others = [label for label, contest in every.items() if contest.kind != "published"]
     hardest = min(others, key=lambda label: _accuracy(model, made[label], labels))
     conditions = {
-        condition: Condition(
+        condition: ConditionFeatures(
             attack,
             attacked,
             snapshot(model, attacked, labels, layer=layer, condition=condition),
@@ -194,7 +195,7 @@ def study(
         )
         for condition, attack, attacked in (
             (CLEAN, "", images),
-            (PUBLISHED, first, made[first]),
+            (PUBLISHED_ATTACK, first, made[first]),
             (STRONGEST, hardest, made[hardest]),
         )
     }
@@ -210,7 +211,7 @@ def study(
             norm=threat.norm,
             generator=seeded(seed),
         )
-        for condition in (PUBLISHED, STRONGEST)
+        for condition in (PUBLISHED_ATTACK, STRONGEST)
     }
     along = {condition: curves(reference, way, model) for condition, way in ways.items()}
     return Studied(name, model, reference, ground, conditions, ways, along)
@@ -225,7 +226,7 @@ def study_pair(
     *,
     pool: ImageSet | None = None,
     beside: Classifier | None = None,
-    say: Say = lambda message: None,
+    say: _Say = lambda message: None,
     **settings: Any,
 ) -> Pair:
     """Study a network with a softmax and with a WNLL head; arguments are those of `study`.

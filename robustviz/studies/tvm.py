@@ -17,8 +17,8 @@ from robustviz.records import describe
 from robustviz.training import TrainConfig
 from robustviz.training.stages import harden
 
-EPSILONS = (0.1, 0.15)
-IMAGES = 100
+_EPSILONS = (0.1, 0.15)
+_IMAGES = 100
 WNLL_TRAINING = TrainConfig(epochs=2, learning_rate=0.02)
 """How a network that has been trained with TVM versions goes on with WNLL."""
 
@@ -45,7 +45,7 @@ def compare_tvm(seeds: Sequence[int], say: Callable[[str], Any] = lambda message
     Returns:
         One comparison, named `tvm`.
     """
-    training_set, test_set = digits("train"), digits("test").subset(IMAGES)
+    training_set, test_set = digits("train"), digits("test").subset(_IMAGES)
     settings = {
         "data": "digits",
         "contests": describe_contests({**PLAIN, **tvm_contests()}),
@@ -55,7 +55,7 @@ def compare_tvm(seeds: Sequence[int], say: Callable[[str], Any] = lambda message
         "training, WNLL": describe(WNLL_TRAINING),
     }
     entries = partial(trained_entries, training_set, test_set)
-    return [compare("tvm", entries, test_set, seeds=seeds, epsilons=EPSILONS, settings=settings, say=say)]
+    return [compare("tvm", entries, test_set, seeds=seeds, epsilons=_EPSILONS, settings=settings, say=say)]
 
 
 def trained_entries(training_set: ImageSet, test_set: ImageSet, seed: int) -> Iterator[tuple[str, Entry]]:

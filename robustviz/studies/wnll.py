@@ -15,7 +15,7 @@ from robustviz.defenses.wnll import wnll_classifier
 from robustviz.defenses.wnll.record import linear_beside, wnll_contests
 from robustviz.evaluation import evaluate
 from robustviz.evaluation.comparison import Comparison, Entry, compare, describe_contests
-from robustviz.evaluation.suites import STEPS, baseline
+from robustviz.evaluation.suites import PUBLISHED_STEPS, baseline
 from robustviz.models import Classifier
 from robustviz.presets import TrainingAttack, usual_threat
 from robustviz.records import describe
@@ -24,8 +24,8 @@ from robustviz.training import TrainConfig
 from robustviz.training.stages import harden
 from robustviz.types import Attack, Images, Labels
 
-EPSILONS = (0.1, 0.15)
-IMAGES = 200
+_EPSILONS = (0.1, 0.15)
+_IMAGES = 200
 AMONG = 100
 """Images of the batch in which one alone is attacked."""
 
@@ -62,7 +62,7 @@ def other_templates(
     return attack(view, images, labels, generator=generator)
 
 
-def other_templates_contest(image_set: ImageSet, steps: int = STEPS) -> dict[str, Contest]:
+def other_templates_contest(image_set: ImageSet, steps: int = PUBLISHED_STEPS) -> dict[str, Contest]:
     """The attack that averages over templates (EOT), with the exact gradient of the margin."""
     attack = partial(pgd, steps=steps, objective=probability_margin)
     return {"other templates (EOT)": Contest(partial(other_templates, image_set=image_set, attack=attack))}
@@ -80,11 +80,11 @@ def compare_wnll(seeds: Sequence[int], say: Callable[[str], Any] = lambda messag
     """
     training_set, test_set = digits("train"), digits("test")
     every = {**baseline(), **wnll_contests(), **SQUARE, **other_templates_contest(training_set)}
-    settings = {"data": "digits", "steps": STEPS, "contests": describe_contests(every)}
+    settings = {"data": "digits", "steps": PUBLISHED_STEPS, "contests": describe_contests(every)}
     pixels = compare(
         "wnll-pixels",
         partial(pixel_entries, training_set),
-        test_set.subset(IMAGES),
+        test_set.subset(_IMAGES),
         seeds=seeds,
         epsilons=(0.1, 0.2, 0.3),
         settings={**settings, "template": 300},
@@ -92,10 +92,10 @@ def compare_wnll(seeds: Sequence[int], say: Callable[[str], Any] = lambda messag
     )
     trained = compare(
         "wnll",
-        partial(trained_entries, training_set, test_set),
-        test_set.subset(IMAGES),
+        partial(_trained_entries, training_set, test_set),
+        test_set.subset(_IMAGES),
         seeds=seeds,
-        epsilons=EPSILONS,
+        epsilons=_EPSILONS,
         settings={**settings, "training": describe(TrainConfig()), "threat": describe(usual_threat("digits"))},
         say=say,
     )
@@ -122,7 +122,7 @@ def pixel_entries(training_set: ImageSet, seed: int) -> Iterator[tuple[str, Entr
     yield "pixels, WNLL", entry(wnll_classifier(plain, template, size=300), {**wnll_contests(), **SQUARE})
 
 
-def trained_entries(training_set: ImageSet, test_set: ImageSet, seed: int) -> Iterator[tuple[str, Entry]]:
+def _trained_entries(training_set: ImageSet, test_set: ImageSet, seed: int) -> Iterator[tuple[str, Entry]]:
     """Networks trained for WNLL, each with its linear head and with its WNLL head, jointly and one at a time."""
     trainings: Mapping[str, TrainingAttack] = {"standard": "none", "adversarial": "pgd"}
     for name, attack in trainings.items():
@@ -151,7 +151,7 @@ def _remarks(softmax: Classifier, interpolating: Classifier, test_set: ImageSet)
     Images are attacked and decided on in one batch, because WNLL answers by the batch.
     """
     threat = usual_threat("digits")
-    published = partial(ifgsm, threat=threat, steps=STEPS)
+    published = partial(ifgsm, threat=threat, steps=PUBLISHED_STEPS)
     on_wnll = partial(against, view=surrogate_head, attack=published)
     exact = partial(published, objective=probability_margin)
 

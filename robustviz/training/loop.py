@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
-from robustviz.data import augment
+from robustviz.data import shift_and_mirror
 from robustviz.data.image_set import Bytes, as_floats, check_pixels
 from robustviz.distributed import Processes, processes
 from robustviz.fingerprint import fingerprint, settings_of
@@ -208,9 +208,9 @@ class _Run:
         return as_floats(self.images[rows].to(self.device)), self.labels[rows].to(self.device)
 
     def batch(self, rows: Tensor, common: Generator, noise: Generator) -> tuple[Images, Labels]:
-        """Fetch and augment the images of one update, take this process's share and attack it."""
+        """Fetch and shift_and_mirror the images of one update, take this process's share and attack it."""
         images, labels = self.chosen(rows)
-        images = augment(images, padding=self.config.padding, flip=self.config.flip, generator=common)
+        images = shift_and_mirror(images, padding=self.config.padding, flip=self.config.flip, generator=common)
         images, labels = self.together.share(images), self.together.share(labels)
         if self.bf16:
             images = images.contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from robustviz.distributed import processes
 from robustviz.fingerprint import check_same, same
 from robustviz.records import describe, write_atomic
 
-FORMAT = 2
+_FORMAT = 2
 """Of the files; those without one were written by earlier versions."""
 
 
@@ -91,7 +91,7 @@ class TrainingState:
                 f"{self.path} belongs to a run that began with {began}, not with {wanted}; "
                 "start from the same, or remove it to start again"
             )
-        if stored.get("format") != FORMAT and not same(before["model"], self.settings["model"]):
+        if stored.get("format") != _FORMAT and not same(before["model"], self.settings["model"]):
             raise ValueError(
                 f"{self.path} belongs to another model, or to this one as an earlier version of robustviz described "
                 "it; it cannot go on: remove it to start again"
@@ -123,7 +123,7 @@ class TrainingState:
         parts = {"model": weights, "best": self.best, "momentum": momenta}
         tensors = {f"{part}/{name}": tensor.clone() for part, named in parts.items() for name, tensor in named.items()}
         header = json.dumps(
-            {"format": FORMAT, "settings": describe(self.settings), "logs": [asdict(log) for log in logs]}
+            {"format": _FORMAT, "settings": describe(self.settings), "logs": [asdict(log) for log in logs]}
         )
         write_atomic(self.path, save(tensors, {"robustviz": header}))
 

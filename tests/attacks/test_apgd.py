@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robustviz.attacks import apgd, apgd_targeted
-from robustviz.attacks.apgd import checkpoints
+from robustviz.attacks.apgd import checkpoint_steps
 from robustviz.objectives import cross_entropy, dlr, margin
 from robustviz.tensors import norms, seeded
 from robustviz.types import Threat
@@ -35,9 +35,9 @@ def decisions(net, images):
 
 def test_checkpoints():
     """Shares .22, .41, .57, .70, .80, .87, .93, .99, as the recursion of section 3.2 gives them."""
-    assert checkpoints(100) == {22, 41, 57, 70, 80, 87, 93, 99}
-    assert checkpoints(20) == {5, 9, 12, 14, 16, 18, 19, 20}
-    assert checkpoints(1) == {1}
+    assert checkpoint_steps(100) == {22, 41, 57, 70, 80, 87, 93, 99}
+    assert checkpoint_steps(20) == {5, 9, 12, 14, 16, 18, 19, 20}
+    assert checkpoint_steps(1) == {1}
 
 
 @every_attack

@@ -21,7 +21,7 @@ from robustviz.records import RunRecord
 from robustviz.studies import geometry
 from robustviz.studies.geometry import (
     CLEAN,
-    PUBLISHED,
+    PUBLISHED_ATTACK,
     SOFTMAX,
     STRONGEST,
     WNLL,
@@ -168,8 +168,8 @@ def test_conditions_and_ways_are_attacked_in_the_same_batches(interpolating, mon
     test_set, threat = tiny(300, 1), Threat("linf", 0.1)  # a batch of 256 and one of 44
     found = study("tiny", model, source, test_set, threat, [0.05, 0.1], source=source)
     assert sizes == {256, 44}
-    assert found.conditions[PUBLISHED].attack == "first", "told by its kind"
-    for name in (PUBLISHED, STRONGEST):
+    assert found.conditions[PUBLISHED_ATTACK].attack == "first", "told by its kind"
+    for name in (PUBLISHED_ATTACK, STRONGEST):
         assert found.ways[name].stages[-1] == 0.1
         assert torch.equal(found.ways[name].images[-1], found.conditions[name].images), name
 
@@ -183,16 +183,18 @@ def pair(interpolating):
 @pytest.mark.parametrize(
     ("unmoved", "names"),
     [
-        ((), (CLEAN, PUBLISHED, STRONGEST)),
-        ((PUBLISHED,), (CLEAN, STRONGEST, closeup.OTHER)),
-        ((STRONGEST,), (CLEAN, PUBLISHED, closeup.OTHER)),
-        ((PUBLISHED, STRONGEST), None),
+        ((), (CLEAN, PUBLISHED_ATTACK, STRONGEST)),
+        ((PUBLISHED_ATTACK,), (CLEAN, STRONGEST, closeup.OTHER)),
+        ((STRONGEST,), (CLEAN, PUBLISHED_ATTACK, closeup.OTHER)),
+        ((PUBLISHED_ATTACK, STRONGEST), None),
     ],
 )
 def test_an_image_that_no_attack_moves_has_no_plane(pair, unmoved, names):
     clean = pair.wnll.conditions[CLEAN].images
     shift = torch.tensor([[0.05, 0.0], [0.0, 0.0]])
-    images = {CLEAN: clean, PUBLISHED: clean + shift, STRONGEST: clean + shift.flip(0)} | dict.fromkeys(unmoved, clean)
+    images = {CLEAN: clean, PUBLISHED_ATTACK: clean + shift, STRONGEST: clean + shift.flip(0)} | dict.fromkeys(
+        unmoved, clean
+    )
     moved = {name: replace(c, images=images[name].clamp(0, 1)) for name, c in pair.wnll.conditions.items()}
     section = closeup.plane_section(replace(pair, wnll=replace(pair.wnll, conditions=moved)))
     (text,) = [picture.alt for picture in section.pictures if "wnll" in picture.name] or [section.paragraphs[-1]]

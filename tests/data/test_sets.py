@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from robustviz.data import TORCHVISION_SETS, augment, digits, load, torchvision_set
+from robustviz.data import TORCHVISION_SETS, digits, load, shift_and_mirror, torchvision_set
 from robustviz.tensors import seeded
 
 
@@ -51,7 +51,7 @@ def moved(image, down, right, mirror):
 @pytest.mark.parametrize(("padding", "flip"), [(2, True), (2, False), (0, True), (0, False)])
 def test_augment_shifts_and_mirrors(padding, flip):
     images = torch.rand(24, 2, 5, 7, generator=seeded(3)) + 0.01  # no zeros of their own
-    result = augment(images / 2, padding=padding, flip=flip, generator=seeded(1)) * 2
+    result = shift_and_mirror(images / 2, padding=padding, flip=flip, generator=seeded(1)) * 2
     used = []
     for image, after in zip(images, result, strict=True):
         moves = [
@@ -73,8 +73,8 @@ def test_augment_shifts_and_mirrors(padding, flip):
 def test_augment_follows_the_generator_alone():
     images = torch.rand(16, 3, 8, 8, generator=seeded(0))
     state = torch.get_rng_state()
-    assert torch.equal(augment(images), augment(images, generator=seeded(0)))
-    assert not torch.equal(augment(images), augment(images, generator=seeded(1)))
+    assert torch.equal(shift_and_mirror(images), shift_and_mirror(images, generator=seeded(0)))
+    assert not torch.equal(shift_and_mirror(images), shift_and_mirror(images, generator=seeded(1)))
     assert torch.equal(torch.get_rng_state(), state)
 
 

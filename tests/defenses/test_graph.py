@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as arrays
 from sklearn.neighbors import NearestNeighbors
 
 from robustviz import neighbors as search
-from robustviz.defenses.wnll.graph import affinity, alone, joined
+from robustviz.defenses.wnll.graph import affinity, alone, joined_graph
 from robustviz.neighbors import nearest
 from robustviz.tensors import seeded
 
@@ -109,7 +109,7 @@ def test_prepared_template_gives_the_same_weights(neighbors, block, monkeypatch)
     prepared = nearest(template, template, min(neighbors, 39), itself=True)
     whole = affinity(torch.cat([features, template]), **chosen).to_dense()
     whole[25:, 25:] = 0
-    together = joined(features, template, prepared, **chosen).to_dense()
+    together = joined_graph(features, template, prepared, **chosen).to_dense()
     together[25:, 25:] = 0
     torch.testing.assert_close(together, whole)
     singly = alone(features, template, prepared, **chosen).to_dense()
@@ -145,7 +145,7 @@ def test_all_three_are_the_definition_with_ties_at_any_scale(points, neighbors, 
     whole = definition(points, *chosen.values())
     torch.testing.assert_close(affinity(points, **chosen).to_dense(), whole)
     whole[batch:, batch:] = 0
-    together = joined(features, template, prepared, **chosen).to_dense()
+    together = joined_graph(features, template, prepared, **chosen).to_dense()
     together[batch:, batch:] = 0
     torch.testing.assert_close(together, whole)
     singly = alone(features, template, prepared, **chosen).to_dense()
@@ -175,7 +175,7 @@ def test_scaling_all_points_changes_no_weight_and_scales_the_gradient(seed, dtyp
     torch.testing.assert_close(answers[0][1], answers[1][1], rtol=tolerance, atol=tolerance * answers[0][1].abs().max())
 
 
-@pytest.mark.parametrize("graph_of", [joined, alone])
+@pytest.mark.parametrize("graph_of", [joined_graph, alone])
 def test_gradient_with_a_prepared_template(graph_of):
     features, template = normal(6, 3).requires_grad_(), normal(20, 3, seed=1).requires_grad_()
     prepared = nearest(template, template, 5, itself=True)

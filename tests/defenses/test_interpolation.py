@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 
 from robustviz.defenses import affinity, interpolate
 from robustviz.defenses.wnll import dense_interpolation, interpolation
-from robustviz.defenses.wnll.graph import joined
+from robustviz.defenses.wnll.graph import joined_graph
 from robustviz.neighbors import nearest
 from robustviz.tensors import seeded
 
@@ -212,7 +212,7 @@ def test_points_without_template_take_the_nearest_label(solver, dtype):
 
 
 def test_a_thread_thinner_than_rounding_still_gives_shares(solver):
-    """Two strongly joined points hang on the template by very little; their answer is that little's ratio."""
+    """Two strongly joined_graph points hang on the template by very little; their answer is that little's ratio."""
     for thread in (1e-6, 1e-9):
         matrix = torch.zeros(4, 4, dtype=torch.float64)
         matrix[0, 1], matrix[0, 2], matrix[1, 3] = 1, thread, 3 * thread
@@ -226,7 +226,9 @@ def test_no_unlabelled_points():
 
 def test_prepared_template_gives_the_same_answer():
     features, template, labels = normal(50, 3), normal(80, 3, seed=1), labels_of(80)
-    graph = joined(features, template, nearest(template, template, 15, itself=True), neighbors=15, scale_neighbor=8)
+    graph = joined_graph(
+        features, template, nearest(template, template, 15, itself=True), neighbors=15, scale_neighbor=8
+    )
     whole = affinity(torch.cat([features, template]))
     torch.testing.assert_close(interpolate(graph, labels, CLASSES), interpolate(whole, labels, CLASSES))
 

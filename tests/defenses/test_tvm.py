@@ -371,7 +371,7 @@ def test_augmented_sets(clean):
     assert torch.equal(both.images[:70], clean.images)
     assert torch.equal(both.labels, torch.cat((clean.labels, clean.labels)))
     assert torch.equal(
-        both.images[70 : 70 + tvm.BATCH], minimize_tv(clean.images[:64], steps=10, generator=seeded(0, 0))
+        both.images[70 : 70 + tvm._BATCH], minimize_tv(clean.images[:64], steps=10, generator=seeded(0, 0))
     )
     attacked = (clean.images + 0.1).clamp(0, 1)
     four = augment(clean, purifier, parts=("clean", "tvm", "attacked", "tvm_attacked"), attacked=attacked)
@@ -432,7 +432,7 @@ def test_a_damaged_file_is_made_again(damage, clean, tmp_path, made):
 
 def test_an_interrupted_run_leaves_no_file(clean, tmp_path, monkeypatch):
     def interrupted(images, **others):
-        if len(images) < tvm.BATCH:
+        if len(images) < tvm._BATCH:
             raise KeyboardInterrupt
         return images
 

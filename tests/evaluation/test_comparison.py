@@ -11,7 +11,7 @@ from torch import nn
 from robustviz.data import ImageSet
 from robustviz.defenses import Contest
 from robustviz.defenses.defense import at
-from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison, Entry, compare, spread
+from robustviz.evaluation.comparison import PUBLISHED, WORST_OF_ALL, Comparison, Entry, compare, spread
 from robustviz.models import Classifier
 from robustviz.tensors import project
 
@@ -51,7 +51,7 @@ def test_worst_cases_are_derived_image_by_image():
     expected = {0.1: (0.9, 0.9, 0.8), 0.2: (0.8, 0.8, 0.6), 0.3: (0.7, 0.8, 0.5)}
     assert found.epsilons == list(expected)
     for epsilon, (bright, dark, both) in expected.items():
-        shares = [found.mean("linear", epsilon, name) for name in ("clean", "bright", "dark", PUBLISHED, WORST)]
+        shares = [found.mean("linear", epsilon, name) for name in ("clean", "bright", "dark", PUBLISHED, WORST_OF_ALL)]
         assert shares == pytest.approx([1.0, bright, dark, bright, both])
 
 
@@ -62,7 +62,7 @@ def test_an_image_that_is_wrong_without_attack_counts_in_both_worst_cases():
     entries = {"linear": Entry(linear(), partial(at, {"nothing": nothing, "bright": BRIGHT}))}
     found = compare("test", lambda seed: iter(entries.items()), wrong, seeds=[0], epsilons=[0.1], settings={})
     assert found.mean("linear", 0.1, PUBLISHED) == pytest.approx(0.8)
-    assert found.mean("linear", 0.1, WORST) == pytest.approx(0.8)
+    assert found.mean("linear", 0.1, WORST_OF_ALL) == pytest.approx(0.8)
 
 
 def two_networks(seed):
@@ -93,7 +93,7 @@ def test_rows_show_mean_and_spread_kinds_and_how_many_attacks(over_seeds):
         ["bright (published)", "80.0 ± 0.0", "80.0 ± 0.0"],
         ["dark (adaptive)", "-", "85.0 ± 7.1"],
         [PUBLISHED, "80.0 ± 0.0", "80.0 ± 0.0"],
-        [WORST, "80.0 ± 0.0", "65.0 ± 7.1"],
+        [WORST_OF_ALL, "80.0 ± 0.0", "65.0 ± 7.1"],
         ["attacks behind the worst case", "1", "2"],
     ]
     assert spread([0.25]) == "25.0"
@@ -110,7 +110,7 @@ def test_settings_are_recorded_and_progress_is_said(over_seeds):
     found, said = over_seeds
     assert found.settings == {"seeds": [0, 1], "images": 10, "norm": "linf", "batch_size": 16, "data": "line"}
     assert len(said) == 4
-    assert said[0] == f"seed 0, plain, epsilon 0.2: clean 100.0%, {PUBLISHED} 80.0%, {WORST} 80.0%"
+    assert said[0] == f"seed 0, plain, epsilon 0.2: clean 100.0%, {PUBLISHED} 80.0%, {WORST_OF_ALL} 80.0%"
 
 
 def test_comparisons_are_stored_and_read_again(over_seeds, tmp_path):

@@ -10,13 +10,13 @@ from robustviz import checkpoints, cli
 from robustviz.attacks import carlini_wagner, ifgsm, linear_head, surrogate_head
 from robustviz.data import digits
 from robustviz.geometry.votes import template_source
-from robustviz.pages.anatomy import anatomy_section, verdict
+from robustviz.pages.anatomy import anatomy_section, reading
 from robustviz.studies.anatomy import (
+    AS_PUBLISHED,
     CW,
-    PUBLISHED,
     SWITCHES,
     Anatomy,
-    Row,
+    SwitchRow,
     anatomy,
     attacked_template,
     batch_statistics,
@@ -122,17 +122,20 @@ def test_scaling_multiplies_what_the_attack_found(network):
 def test_every_switch_is_measured_on_both_heads(found):
     assert [row.switch for row in found.rows] == [switch for switch in SWITCHES for _ in range(2)]
     assert {len(row.attacked) for row in found.rows} == {60, 20}
-    plain = found.row(PUBLISHED, "linear head")
+    plain = found.row(AS_PUBLISHED, "linear head")
     assert found.row("template attacked", "linear head").attacked == plain.attacked  # there is no template beside
-    assert found.row("labels re-sorted", "WNLL").clean == found.row(PUBLISHED, "WNLL").clean
+    assert found.row("labels re-sorted", "WNLL").clean == found.row(AS_PUBLISHED, "WNLL").clean
     weak = found.row("C&W perturbation scaled", "linear head").shares()[1]
     assert weak > found.row(CW, "linear head").shares()[1]  # scaled down, the attack no longer reaches the boundary
 
 
 def test_the_change_and_its_interval_are_those_of_paired_images():
     rows = tuple(
-        Row(switch, head, (True,) * 4, right)
-        for switch, right in ((PUBLISHED, (True, False, False, False)), ("labels re-sorted", (True, True, True, False)))
+        SwitchRow(switch, head, (True,) * 4, right)
+        for switch, right in (
+            (AS_PUBLISHED, (True, False, False, False)),
+            ("labels re-sorted", (True, True, True, False)),
+        )
         for head in ("WNLL", "linear head")
     )
     mean, half = Anatomy(rows, {}).moved(rows[2])
@@ -151,10 +154,10 @@ def test_words_follow_the_numbers(found):
     headers, cells = found.table()
     assert {len(row) for row in cells} == {len(headers)}
     text = " ".join(anatomy_section(found).paragraphs)
-    assert verdict(found) in text
+    assert reading(found) in text
     assert "cannot be proved" in text
-    flat = Anatomy(tuple(Row(row.switch, row.head, row.clean, row.clean) for row in found.rows), found.settings)
-    assert "No switch" in verdict(flat)
+    flat = Anatomy(tuple(SwitchRow(row.switch, row.head, row.clean, row.clean) for row in found.rows), found.settings)
+    assert "No switch" in reading(flat)
 
 
 def test_a_network_without_the_head_is_refused():

@@ -12,7 +12,7 @@ from robustviz.attacks import pgd
 from robustviz.data import digits
 from robustviz.defenses import Contest
 from robustviz.defenses.cas import cas_contests
-from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison
+from robustviz.evaluation.comparison import PUBLISHED, WORST_OF_ALL, Comparison
 from robustviz.features import ChannelStats
 from robustviz.models import small_cnn
 from robustviz.pages import cas as page
@@ -163,7 +163,9 @@ def test_sentences_say_what_was_measured():
 @pytest.mark.parametrize(("adaptive", "verdict"), [(0.6, "So the naive"), (0.9, "not clear")])
 def test_the_attack_sentence_weighs_naive_against_worst(adaptive, verdict):
     def row(published, worst, *attacks):
-        return {"0.15": {"clean": [1.0], **{a: [published] for a in attacks}, PUBLISHED: [published], WORST: [worst]}}
+        return {
+            "0.15": {"clean": [1.0], **{a: [published] for a in attacks}, PUBLISHED: [published], WORST_OF_ALL: [worst]}
+        }
 
     found = Comparison(
         "cas",

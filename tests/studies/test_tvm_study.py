@@ -16,7 +16,7 @@ from robustviz.defenses.tvm import layer as defense
 from robustviz.defenses.wnll import wnll_classifier
 from robustviz.defenses.wnll.head import WNLLHead
 from robustviz.evaluation import evaluate
-from robustviz.evaluation.comparison import PUBLISHED, WORST, Comparison
+from robustviz.evaluation.comparison import PUBLISHED, WORST_OF_ALL, Comparison
 from robustviz.pages import photograph as photographs
 from robustviz.pages import tvm as page
 from robustviz.plots import plot_purified, plot_strengths
@@ -174,7 +174,7 @@ def test_train_and_evaluate_behind_tvm(says, tmp_path, monkeypatch):
 
 
 def test_compare_runs_the_comparison_of_tvm(says, monkeypatch, tmp_path):
-    found = Comparison("tvm", {"none": {"0.1": {"clean": [1.0], PUBLISHED: [0.5], WORST: [0.25]}}}, {}, {}, {})
+    found = Comparison("tvm", {"none": {"0.1": {"clean": [1.0], PUBLISHED: [0.5], WORST_OF_ALL: [0.25]}}}, {}, {}, {})
     asked = []
     monkeypatch.setattr(tvm, "compare_tvm", lambda seeds, say: asked.append(list(seeds)) or [found])
     assert "accuracy % at epsilon 0.1" in says("compare", "tvm", "--seeds", "2", "--out", tmp_path / "results")
@@ -332,7 +332,7 @@ def test_the_sentence_says_what_was_measured():
             "naive": [naive],
             **{name: [naive] for name in others},
             PUBLISHED: [0.0],
-            WORST: [worst],
+            WORST_OF_ALL: [worst],
         }
         return {"0.1": shares}
 

@@ -26,9 +26,9 @@ from robustviz.records import write_atomic
 from robustviz.tensors import draw_seed, seeded
 from robustviz.types import Images
 
-Part = Literal["clean", "tvm", "attacked", "tvm_attacked"]
+Version = Literal["clean", "tvm", "attacked", "tvm_attacked"]
 
-BATCH = 64
+_BATCH = 64
 """Images that `augment` purifies at a time; small enough for a CPU's cache."""
 
 
@@ -87,7 +87,7 @@ def augment(
     clean: ImageSet,
     purifier: TVM,
     *,
-    parts: Sequence[Part] = ("clean", "tvm"),
+    parts: Sequence[Version] = ("clean", "tvm"),
     attacked: Images | None = None,
     folder: Path | str | None = None,
     generator: Generator | None = None,
@@ -109,9 +109,9 @@ def augment(
     Raises:
         ValueError: If a part is unknown, or needs attacked images that are missing or do not fit.
     """
-    if not parts or set(parts) - set(get_args(Part)):
+    if not parts or set(parts) - set(get_args(Version)):
         raise ValueError(
-            f"parts must be some of {', '.join(get_args(Part))}, got {', '.join(map(str, parts)) or 'none'}"
+            f"parts must be some of {', '.join(get_args(Version))}, got {', '.join(map(str, parts)) or 'none'}"
         )
     if any("attacked" in part for part in parts) and (attacked is None or attacked.shape != clean.images.shape):
         shape = None if attacked is None else tuple(attacked.shape)
@@ -133,7 +133,7 @@ def _purified(images: Images, purifier: TVM, seed: int, part: str, folder: Path 
     """Read the TVM versions if they are stored whole, else make and store them."""
     pixels = images.detach().cpu().contiguous()
     settings = purifier.settings | {"seed": seed, "shape": list(images.shape), "dtype": str(images.dtype)}
-    settings |= {"part": part, "batch": BATCH, "revision": purifier.revision}
+    settings |= {"part": part, "batch": _BATCH, "revision": purifier.revision}
     settings["pixels"] = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
     description = json.dumps(settings, sort_keys=True)
     path = None
@@ -150,7 +150,7 @@ def _purified(images: Images, purifier: TVM, seed: int, part: str, folder: Path 
                     return stored.to(images.device)
     made = []
     with torch.no_grad():
-        batches = torch.split(images, BATCH)
+        batches = torch.split(images, _BATCH)
         for batch, some in enumerate(tqdm(batches, desc=f"TVM of {part}", unit="batch", leave=False, disable=None)):
             made.append(minimize_tv(some, **purifier.settings, generator=seeded(seed, batch)))
     result = torch.cat(made)

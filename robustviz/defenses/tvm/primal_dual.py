@@ -14,7 +14,7 @@ and over-relaxation by rho throws both further: (z, p) + rho ((z', p') - (z, p))
 (Pock & Chambolle), tau sigma times the differences that meet in it may be 1.
 
     symbol          in the code
-    z, p            picture, (down, right)      the fields of `State`
+    z, p            picture, (down, right)      the fields of `_State`
     tau * weight    primal_step                 the step of pixels, which the dual maps pull at with the weight
     tau * kept      fidelity_step               the step of kept pixels towards what was observed
     sigma * weight  dual_step                   the step of dual maps
@@ -47,16 +47,16 @@ FLAT_DIFFERENCE = 0.8
 photographs."""
 
 
-class State(NamedTuple):
+class _State(NamedTuple):
     """Pictures z, and the dual maps p of their differences downwards and to the right."""
 
     picture: Maps
     down: Maps
     right: Maps
 
-    def select(self, rows: Bool[Tensor, "n"]) -> "State":
+    def select(self, rows: Bool[Tensor, "n"]) -> "_State":
         """Keep some of the pictures with their dual maps."""
-        return State(*(maps[:, :, rows] for maps in self))
+        return _State(*(maps[:, :, rows] for maps in self))
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Problem:
         tensors = (self.observed, self.kept, *steps, self.low, self.high)
         return Problem(self.weight, *(values[:, :, rows] for values in tensors))
 
-    def step(self, state: State, ratio: float) -> tuple[State, State]:
+    def step(self, state: _State, ratio: float) -> tuple[_State, _State]:
         """Take one step from (z, p); return the next (z, p), which over-relaxation throws ahead, and (z', p')."""
         picture, down, right = state
         moved = torch.addcmul(picture, _divergence(down, right), self.primal_step, value=ratio)
@@ -120,8 +120,8 @@ class Problem:
         steeper = torch.addcmul(down, steeper, self.dual_step, value=1 / ratio)
         wider = torch.addcmul(right, wider, self.dual_step, value=1 / ratio)
         shrink = torch.addcmul(steeper * steeper, wider, wider).clamp_min(1).rsqrt()
-        found = State(picture, steeper * shrink, wider * shrink)
-        return State(*(torch.lerp(*pair, RELAXATION) for pair in zip(state, found, strict=True))), found
+        found = _State(picture, steeper * shrink, wider * shrink)
+        return _State(*(torch.lerp(*pair, RELAXATION) for pair in zip(state, found, strict=True))), found
 
     @torch.no_grad()
     def energy(self, picture: Maps) -> PerImage:
@@ -155,7 +155,7 @@ class Descent:
     def __init__(self, images: Images, kept: Bool[Tensor, "n k h w"], weight: float):
         self._problem = Problem.of(images, kept, weight)
         self.start = self.result = self._problem.observed
-        self._state = State(self.start, torch.zeros_like(self.start), torch.zeros_like(self.start))
+        self._state = _State(self.start, torch.zeros_like(self.start), torch.zeros_like(self.start))
         self._found = self._state
         self._rows = torch.arange(len(images), device=images.device)
         self._whole = kept.flatten(1).all(1)

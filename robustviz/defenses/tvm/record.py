@@ -20,16 +20,16 @@ from robustviz.attacks import (
     surrogate_head,
 )
 from robustviz.defenses.defense import Contest, Defense, Stage, Training, at
-from robustviz.defenses.tvm.layer import TVM, Part, augment
+from robustviz.defenses.tvm.layer import TVM, Version, augment
 from robustviz.models import Classifier
 from robustviz.objectives import cross_entropy
 from robustviz.tensors import seeded
 from robustviz.types import Threat
 
-STEPS = 20
-AVERAGED_STEPS = 10
+_STEPS = 20
+_AVERAGED_STEPS = 10
 """Steps of an attack that averages over masks."""
-DRAWS = 30
+_DRAWS = 30
 """Masks that an attack of the comparison averages over; the adaptive set takes fewer, for time."""
 FEWER_DRAWS = 10
 
@@ -84,7 +84,7 @@ def tvm_stages(training: Training, options: TVMOptions) -> Iterator[Stage]:
     purifier = model.purify if isinstance(model.purify, TVM) else TVM()
     model.purify = nn.Identity()
     if options.augment == "tvm":
-        kinds: list[Part] = ["clean", "tvm"]
+        kinds: list[Version] = ["clean", "tvm"]
     else:
         kinds = ["tvm"] if training.behind else ["clean"]
     yield from _on_versions(training, purifier.eval(), kinds, ["tvm"] if options.in_front else ["clean"]).stages()
@@ -92,7 +92,7 @@ def tvm_stages(training: Training, options: TVMOptions) -> Iterator[Stage]:
         model.purify = purifier
 
 
-def _on_versions(training: Training, purifier: TVM, learned: list[Part], judged: list[Part]) -> Training:
+def _on_versions(training: Training, purifier: TVM, learned: list[Version], judged: list[Version]) -> Training:
     """Replace the images of the training part and those of the held-out part by some of their versions."""
     if learned == judged == ["clean"]:
         return training
@@ -118,7 +118,7 @@ def _on_versions(training: Training, purifier: TVM, learned: list[Part], judged:
 
 
 def bpda_contests(
-    steps: int = STEPS, averaged_steps: int = AVERAGED_STEPS, draws: int = DRAWS, *, exact: bool = False
+    steps: int = _STEPS, averaged_steps: int = _AVERAGED_STEPS, draws: int = _DRAWS, *, exact: bool = False
 ) -> dict[str, Contest]:
     """Make attacks that go around the purifier: the gradient passes as if it were not there, under fresh masks.
 
@@ -142,7 +142,7 @@ def bpda_contests(
 
 
 def tvm_contests(
-    steps: int = STEPS, averaged_steps: int = AVERAGED_STEPS, draws: int = DRAWS, *, exact: bool = False
+    steps: int = _STEPS, averaged_steps: int = _AVERAGED_STEPS, draws: int = _DRAWS, *, exact: bool = False
 ) -> dict[str, Contest]:
     """Make attacks on a network behind TVM: one that ignores the purifier, and those that know of it.
 

@@ -5,8 +5,9 @@
 Points are ordered as in the papers' union of batch and template: unlabelled first, then the template. Which points are
 neighbors is decided without gradient and held fixed; the weights are differentiable in the points, sigma included.
 
-Three functions give the same weights: `affinity` from the points alone; `joined` from neighbor lists that the template
-has already, so that the cost grows linearly with it; `alone` for many features, each as if it were the only one.
+Three functions give the same weights: `affinity` from the points alone; `joined_graph` from neighbor lists that the
+template has already, so that the cost grows linearly with it; `alone` for many features, each as if it were the only
+one.
 """
 
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def affinity(points: Float[Tensor, "n d"], *, neighbors: int = 15, scale_neighbo
     return _weigh(moving, moving.detach(), rows, found, scale_neighbor)
 
 
-def joined(
+def joined_graph(
     features: Float[Tensor, "u d"],
     template: Float[Tensor, "m d"],
     prepared: Neighbors,
@@ -108,7 +109,7 @@ def alone(
     neighbors: int,
     scale_neighbor: int,
 ) -> Weights:
-    """Weigh each feature against the template as if it were the only one; arguments are those of `joined`.
+    """Weigh each feature against the template as if it were the only one; arguments are those of `joined_graph`.
 
     The weights are those of `affinity` of one feature and the template, for all features at once.
     """

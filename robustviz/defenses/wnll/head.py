@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustviz.defenses.wnll.graph import Weights, alone, check_graph, checked, joined
+from robustviz.defenses.wnll.graph import Weights, alone, check_graph, checked, joined_graph
 from robustviz.defenses.wnll.interpolation import check_template, interpolate
 from robustviz.neighbors import Neighbors, nearest
 from robustviz.types import Labels, Logits
@@ -139,7 +139,7 @@ class WNLLHead(nn.Module):
             raise ValueError(f"templates must divide the {len(template)} template points, got {self.templates}")
         check_template(template_labels, self.classes)
         for labels in template_labels.chunk(self.templates):
-            check_classes(labels, self.classes)
+            _check_classes(labels, self.classes)
         if len(template) != len(getattr(self, "template_indices", ())):
             self.register_buffer("template_indices", torch.arange(len(template), device=template.device))
         self.register_buffer("template", checked(template.detach() if template.requires_grad else template))
@@ -177,7 +177,7 @@ class WNLLHead(nn.Module):
             )
         dtype = torch.promote_types(features.dtype, self.template.dtype)
         parts = [part.chunk(self.templates) for part in (self.template.to(dtype), self.template_labels)]
-        graph, unlabelled = (joined, len(features)) if self.joint else (alone, 1)
+        graph, unlabelled = (joined_graph, len(features)) if self.joint else (alone, 1)
         settings = {"neighbors": self.neighbors, "scale_neighbor": self.scale_neighbor}
         for template, labels, prepared in zip(*parts, self._prepared(), strict=True):
             weights = graph(features.to(dtype), template, prepared, **settings)
@@ -199,7 +199,7 @@ def expected_size(classes: int) -> float:
     return classes * sum(1 / number for number in range(1, classes + 1))
 
 
-def check_classes(labels: Labels, classes: int) -> None:
+def _check_classes(labels: Labels, classes: int) -> None:
     """Refuse a template that lacks a class, because that class could never be predicted."""
     missing = sorted(set(range(classes)) - set(labels.tolist()))
     if missing:

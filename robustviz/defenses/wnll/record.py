@@ -39,10 +39,10 @@ from robustviz.objectives import cross_entropy, margin
 from robustviz.tensors import seeded
 from robustviz.types import Threat
 
-STEPS = 20
+_STEPS = 20
 """Steps of each gradient attack."""
 
-TEMPLATE = 1000
+_TEMPLATE = 1000
 """Most points of the templates that stage B draws; the finished head has those of `template_sizes`."""
 
 BUFFER: dict[str, Any] = {"epochs": 2, "learning_rate": 0.01, "schedule": "constant"}
@@ -150,7 +150,7 @@ def wnll_stages(training: Training, options: WNLLOptions) -> Iterator[Stage]:
     source = training.image_set[training.kept]
     # An image must not be in the template that its own label is interpolated from.
     learners, pool = _halves(source, training.config.seed)
-    size, model = min(TEMPLATE, len(pool)), training.model
+    size, model = min(_TEMPLATE, len(pool)), training.model
     _add_buffer(model, training.pretrained)
     for number in range(1, options.rounds + 1):
         said = f"round {number} of {options.rounds}, stage"
@@ -213,7 +213,7 @@ def _halves(source: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
     return learners, pool
 
 
-def wnll_contests(steps: int = STEPS, *, wide: Sequence[int] = (60, 150, 200)) -> dict[str, Contest]:
+def wnll_contests(steps: int = _STEPS, *, wide: Sequence[int] = (60, 150, 200)) -> dict[str, Contest]:
     """Make attacks on a WNLL head: the published one and those made for it, all scored on the head.
 
     Args:
