@@ -43,8 +43,9 @@ def compare(
 
     Args:
         name: A defense as `robustviz train --defense` takes it, also FILE.py:NAME.
-        data: Data set, as `robustviz train` takes it; the networks are trained naturally and adversarially, without and with the
-            defense. Default: the study of the defense, on digits, where it has one of its own; else digits.
+        data: Data set, as `robustviz train` takes it; the networks are trained naturally and adversarially, without
+            and with the defense. Default: the study of the defense, on digits, where it has one of its own; else
+            digits.
         model: Network, as `robustviz train` takes it.
         epochs: Passes through the training images.
         training_images: Train on this many images, drawn evenly from the classes; default: on all.
