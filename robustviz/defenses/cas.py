@@ -224,9 +224,6 @@ def _drawn(channels: int, classes: int, generator: Generator) -> CASBlock:
     return block
 
 
-# The defense: how it is trained, and the attacks made for it.
-
-
 def has_cas(network: nn.Module) -> bool:
     """Tell whether a network suppresses channels."""
     return any(isinstance(module, CASBlock) for module in network.modules())
