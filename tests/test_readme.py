@@ -62,6 +62,9 @@ def test_figures_are_those_of_the_record():
     for network in ("adversarial", "adversarial + meansparse"):
         for condition in (PUBLISHED, WORST_OF_ALL):
             assert spread(sparse.values(network, 0.15, condition)) in README
+    smooth = Comparison.load(ROOT / "data" / "results" / "pssilu.json")
+    for condition in (PUBLISHED, WORST_OF_ALL):
+        assert spread(smooth.values("adversarial + pssilu", 0.15, condition)) in README
     tvm = Comparison.load(ROOT / "data" / "results" / "tvm.json")
     for network, condition in product(("both", "none"), ("naive", WORST_OF_ALL)):
         assert spread(tvm.values(network, 0.15, condition)) in README
