@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TRAINED = 1500
 """Most images that small networks are trained on."""
 
-_Kind = Literal["attack", "features", "channels", "training"]
+_Kind = Literal["attack", "features", "channels", "training", "wnll"]
 
 
 def explore(
@@ -41,14 +41,14 @@ def explore(
         kind: attack compares networks on images under attacks of growing strength; features shows where an attack
             carries images in the feature space of one network; channels shows which channels an attack wakes up, and
             what attacks on CAS leave of it; training trains small networks against several radii, which takes a minute,
-            and compares them.
+            and compares them; wnll shows which training images decide in a network with a WNLL head, under each attack.
         checkpoints: Run folders, .safetensors files, or names that `robustviz checkpoints` lists; default: networks
             that come with robustviz. training takes none.
         data: Data set, as `robustviz train` takes it; default: what the networks were trained on.
         norm: linf or l2; default: what the record of the first network says.
         epsilon: Middle of the strengths, such as 8/255; default: what the record of the first network says.
         images: Test images, drawn evenly from the classes; default: 100 of digits, 40 of larger pictures.
-        shown: How many of them have pictures; with attack alone.
+        shown: How many of them have pictures; with attack, and with wnll at most 20.
         root: Folder of downloaded data sets; default data/downloads.
         out: The page, a name ending in .html.
         force: Replace a page that is there.
@@ -62,8 +62,8 @@ def explore(
 def _opened(kind: _Kind, checkpoints: tuple[str, ...], shown: int, settings: dict[str, Any]) -> "Explorer":
     """Measure networks that are there, and make the explorer of them."""
     names = {called(name): name for name in checkpoints} or _usual(kind, settings["data"])
-    if kind == "features" and len(names) > 1:
-        raise ValueError(f"features shows one network, got {len(names)}: {', '.join(names)}; make a page for each")
+    if kind in ("features", "wnll") and len(names) > 1:
+        raise ValueError(f"{kind} shows one network, got {len(names)}: {', '.join(names)}; make a page for each")
     images = settings["images"]
     opened = {word: Target(name, device="cpu", **settings).opened(images or 100) for word, name in names.items()}
     sets = {one.images.name for one in opened.values()}
@@ -75,6 +75,8 @@ def _opened(kind: _Kind, checkpoints: tuple[str, ...], shown: int, settings: dic
     if first.threat.norm != "linf" and kind != "attack":
         raise ValueError(f"--norm must be linf with {kind}, got {first.threat.norm}; attack takes both")
     say(f"{', '.join(opened)} on {len(first.images)} test images of {first.images.name}")
+    if kind == "wnll":
+        return _voted(next(iter(names.values())), first, shown, settings["root"])
     return _measured(kind, opened, shown, settings["root"])
 
 
@@ -92,6 +94,8 @@ def _usual(kind: _Kind, data: str | None) -> dict[str, str]:
 
     if kind == "channels":
         return usual_pair_names(data or "digits")
+    if kind == "wnll":
+        return {"WNLL": f"{data or 'digits'}-pgd-wnll"}
     names = usual_names(data or usual_set())
     return names if kind == "attack" else {"standard": names["standard"]}
 
@@ -109,6 +113,17 @@ def _measured(kind: _Kind, opened: Mapping[str, Opened], shown: int, root: Path)
         return channels_explorer(networks, first.images, strengths=strengths[::2])
     pool = load(first.data, "train", root=root)
     return features_explorer(first.model, pool.subset(min(1000, len(pool))), first.images, strengths=strengths)
+
+
+def _voted(name: str, opened: Opened, shown: int, root: Path) -> "Explorer":
+    """Ask who votes in a network with a WNLL head."""
+    from robustviz.explorers import wnll_explorer
+    from robustviz.explorers.training import grids_around
+    from robustviz.geometry import template_source
+
+    source = template_source(name, load(opened.data, "train", root=root))
+    strengths = grids_around(opened.threat.epsilon)[1]
+    return wnll_explorer(opened.model, source, opened.images, strengths=strengths, shown=min(shown, 20))
 
 
 def _trained(

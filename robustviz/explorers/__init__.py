@@ -10,6 +10,8 @@ from robustviz.explorers.features_view import features_explorer, show_features
 from robustviz.explorers.frames import Frames
 from robustviz.explorers.training import training_frames
 from robustviz.explorers.training_view import show_training, training_explorer
+from robustviz.explorers.wnll import wnll_frames
+from robustviz.explorers.wnll_view import show_wnll, wnll_explorer
 
 __all__ = [
     "Control",
@@ -25,6 +27,9 @@ __all__ = [
     "show_channels",
     "show_features",
     "show_training",
+    "show_wnll",
     "training_explorer",
     "training_frames",
+    "wnll_explorer",
+    "wnll_frames",
 ]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from serving import CHROMIUM, chromium
 
+from robustviz import checkpoints
 from robustviz.data import digits as digits_set
 from robustviz.explorers import (
     channel_frames,
@@ -19,12 +20,16 @@ from robustviz.explorers import (
     show_channels,
     show_features,
     show_training,
+    show_wnll,
     training_frames,
+    wnll_frames,
 )
 from robustviz.explorers.attack import ATTACKS, attack_frames
 from robustviz.explorers.channels import usual_pair
 from robustviz.explorers.control import write_link
 from robustviz.explorers.networks import usual_networks
+from robustviz.explorers.wnll_view import USUAL
+from robustviz.geometry import template_source
 
 pytestmark = [
     pytest.mark.browser,
@@ -32,7 +37,7 @@ pytestmark = [
 ]
 
 STRENGTHS = tuple(round(0.05 * step, 6) for step in range(6))
-KINDS = ("attack", "channels", "features", "training")
+KINDS = ("attack", "channels", "features", "training", "wnll")
 
 DRAWN = """() => {
     const found = {texts: [], images: [], points: 0};
@@ -56,6 +61,9 @@ def explorers(tmp_path_factory):
         networks["standard"], digits_set("train").subset(120), images, maps=("PCA",), strengths=STRENGTHS
     )
     channels = channel_frames(usual_pair(), images, strengths=STRENGTHS)
+    source = template_source(USUAL, digits_set("train"))
+    graphs = {"neighbors": (2, 15), "strengths": STRENGTHS, "shown": 5}
+    wnll = wnll_frames(checkpoints.load(USUAL)[0], source, images, **graphs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROBUSTVIZ_CACHE", str(tmp_path_factory.mktemp("cache")))
         small = {"radii": (0.0, 0.1, 0.2), "epochs": (1, 2, 3), "strengths": STRENGTHS}
@@ -65,6 +73,7 @@ def explorers(tmp_path_factory):
         "features": show_features(features),
         "channels": show_channels(channels),
         "training": show_training(training),
+        "wnll": show_wnll(wnll),
     }
 
 
@@ -124,7 +133,7 @@ def shows(page, explorer, state):
             assert slider.get_attribute("aria-valuetext") == words
             assert slider.locator("xpath=../output").inner_text() == words
         else:
-            assert page.get_by_role("combobox", name=control.label).input_value() == state[control.name]
+            assert page.get_by_role("combobox", name=control.label).input_value() == str(state[control.name])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -208,7 +217,7 @@ def window(image, side):
 
 def test_all_pictures_of_the_page_are_those_of_the_album(opened, explorers):
     """The script makes the same pictures from packed changes that Python makes."""
-    for kind in ("attack", "features"):
+    for kind in ("attack", "features", "wnll"):
         page, album = opened(kind), explorers[kind].album
         rows = page.evaluate("view.data('pictures').map(({z, url}) => ({z, url}))")
         assert [row["z"] for row in rows] == list(range(len(album.clean) + 2 * len(album.changes)))
@@ -297,6 +306,30 @@ def test_narrow_pages_do_not_scroll_sideways(opened, explorers, kind, width):
     page.set_viewport_size({"width": 1280, "height": 720})
     page.wait_for_function("document.querySelector('#chart canvas').getBoundingClientRect().width > 900")
     shows(page, explorer, explorer.start | {"strength": 0.1})
+
+
+def test_the_votes_page_draws_the_voters(opened, explorers):
+    """Words below the pictures and the pictures themselves, for some settings."""
+    explorer = explorers["wnll"]
+    page, rows, size = opened("wnll"), explorer.tables["rows"], len(explorer.frames.grid["image"])
+    for number in random.Random(0).sample(range(len(rows)), 6):
+        page.evaluate("(hash) => { location.hash = hash; }", write_link(explorer.frames.state(number)))
+        shows(page, explorer, explorer.frames.state(number))
+        row = rows[number]
+        before, drawn = rows[number - row["s"] * size], page.evaluate(DRAWN)
+        urls = page.evaluate("Object.fromEntries(view.data('pictures').map(({z, url}) => [z, url]))")
+        strip = next(one["z"] for one in explorer.tables["strips"] if one["g"] == strip_of(explorer, number))
+        expected = [before["i"], *before["z"], strip, *row["z"]]
+        assert [image["url"] for image in drawn["images"]] == [urls[str(z)] for z in expected]
+        assert {before["said"], row["said"], *row["c"], *row["w"], *before["c"]} <= set(drawn["texts"])
+
+
+def strip_of(explorer, number):
+    """The number of the strip of changes that a frame shows."""
+    attack, graph, _, image = (
+        values.index(explorer.frames.state(number)[name]) for name, values in explorer.frames.grid.items()
+    )
+    return (attack * len(explorer.frames.grid["neighbors"]) + graph) * len(explorer.frames.grid["image"]) + image
 
 
 def test_light_and_dark_keep_the_setting(opened, explorers):

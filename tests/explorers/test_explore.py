@@ -24,6 +24,10 @@ def test_a_page_of_the_shipped_networks(tmp_path, capsys):
 def test_one_network_for_features(tmp_path):
     with pytest.raises(ValueError, match="features shows one network, got 2: digits-standard, digits-pgd"):
         explore("features", "digits-standard", "digits-pgd", out=tmp_path / "page.html")
+    with pytest.raises(ValueError, match="wnll shows one network, got 2"):
+        explore("wnll", "digits-wnll", "digits-pgd-wnll", out=tmp_path / "page.html")
+    with pytest.raises(ValueError, match="digits-pgd must have a template, but its head is a Linear"):
+        explore("wnll", "digits-pgd", images=5, out=tmp_path / "page.html")
     with pytest.raises(ValueError, match="--norm must be linf with channels, got l2"):
         explore("channels", norm="l2", images=10, out=tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
@@ -64,3 +68,12 @@ def test_training_makes_its_own_networks(tmp_path, monkeypatch, capsys):
         with pytest.raises(ValueError, match=message or "takes no checkpoints, got digits-pgd"):
             explore("training", *names, **settings, images=10, out=tmp_path / "new.html")
     assert not (tmp_path / "new.html").exists()
+
+
+def test_votes_of_a_network_with_a_template(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(explorers, "wnll_explorer", partial(explorers.wnll_explorer, neighbors=(15,)))
+    explore("wnll", "digits-wnll", images=6, shown=2, out=tmp_path / "page.html")
+    said = capsys.readouterr().out
+    assert "digits-wnll on 6 test images of digits" in said
+    assert f"{4 * 9 * 2} settings measured" in said
+    assert "K = 15, attack by surrogate gradient" in (tmp_path / "page.html").read_text()

@@ -9,7 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from robustviz.explorers import Explorer, attack_explorer, channels_explorer, features_explorer, training_explorer
+from robustviz.explorers import (
+    Explorer,
+    attack_explorer,
+    channels_explorer,
+    features_explorer,
+    training_explorer,
+    wnll_explorer,
+)
 from robustviz.explorers.networks import usual_images, usual_networks
 from tests.browser.serving import ARGUMENTS, CHROMIUM
 from tools.bench.timing import Ratio
@@ -34,6 +41,7 @@ EXPLORERS: dict[str, tuple[float, Callable[[], Explorer]]] = {
     "channels": (5e6, channels_explorer),
     "features": (12e6, features_explorer),
     "training": (5e6, training_explorer),
+    "wnll": (5e6, wnll_explorer),
 }
 """Bytes that are allowed, and what measures the explorer."""
 
