@@ -6,6 +6,7 @@ import re
 import altair as alt
 import pytest
 
+from robustviz.explorers import show_training, show_wnll
 from robustviz.explorers.live import LiveChart, LiveExplorer
 
 
@@ -56,6 +57,26 @@ def test_nonsense_is_refused_and_changes_nothing(live, explorer, state):
     assert live.state() == before
     with pytest.raises(ValueError, match="must"):
         explorer.live(state)
+
+
+@pytest.mark.parametrize(
+    ("measured", "show", "turned"),
+    [("trained", show_training, {"epochs": 3, "radius": 0.0}), ("ballots", show_wnll, {"neighbors": 5, "image": 2})],
+)
+def test_explorers_of_training_and_votes_are_live(request, measured, show, turned):
+    """Presets, controls turned in the browser, words and link, with a list of numbers among the controls."""
+    explorer = show(request.getfixturevalue(measured))
+    live = explorer.live()
+    for name, button in live.presets.items():
+        before = live.state()
+        button.click()
+        assert live.state() == before | explorer.presets[name]
+    before = live.state()
+    browser_sets(live, **turned)
+    assert live.state() == before | turned
+    assert live.message == explorer.describe(live.state())
+    assert explorer.live(live.link()).state() == live.state()
+    assert repr(live) == f"{explorer.title}: {live.message}"
 
 
 def test_voila_hands_the_address_over(explorer, monkeypatch):
