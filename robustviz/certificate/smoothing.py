@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from robustviz.fingerprint import check_same, fingerprint
 from robustviz.objectives import cross_entropy
 from robustviz.records import RunRecord, describe, write_atomic
-from robustviz.tensors import check_images, draw_seed, evaluating, seeded
+from robustviz.tensors import batch_dependent, check_images, check_logits, draw_seed, drawing, evaluating, seeded
 from robustviz.types import Images, Labels, Logits, Objective, PerImage
 
 ABSTAIN = -1
@@ -127,13 +127,17 @@ def certify(
         Decisions, radii and abstentions.
 
     Raises:
-        ValueError: If images or a setting are out of range, the model does not return logits, or `resume` belongs to
-            another certificate.
+        ValueError: If images or a setting are out of range, the model does not return logits or answers an image by
+            its batch, or `resume` belongs to another certificate.
 
     Source: Cohen et al., arXiv 1902.02918, section 3.2.2, CERTIFY.
     """
     check_images(images)
     _check(sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size)
+    with evaluating(model), torch.no_grad():
+        votes(model, images[:1], sigma=sigma, draws=1, generator=seeded(0))  # refuses what is no logits
+    if batch_dependent(model, images):
+        raise ValueError("model must answer each image by itself: votes that depend on one another certify nothing")
     settings: dict[str, Any] = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "seed": draw_seed(generator)}
     known = settings | {"batch_size": batch_size, "model": fingerprint(model), "images": fingerprint(images)}
     path = None if resume is None else Path(resume)
@@ -175,9 +179,8 @@ def votes(
     for image in range(len(images)):
         for start in range(0, draws, batch_size):
             copies = images[image].expand(min(batch_size, draws - start), *images.shape[1:])
-            logits = model(copies + _noise(copies, sigma, generator))
-            if logits.dim() != 2:
-                raise ValueError(f"model must return logits (n, classes), got shape {tuple(logits.shape)}")
+            with drawing(model, generator):
+                logits = check_logits(model(copies + _noise(copies, sigma, generator)), len(copies))
             if counts is None:
                 counts = torch.zeros(len(images), logits.shape[1], dtype=torch.int64)
             counts[image] += torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()

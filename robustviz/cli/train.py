@@ -98,8 +98,7 @@ def train(
         image_set = image_set if images is None else image_set.subset(min(images, len(image_set)))
         hold_out(image_set.labels, validation)  # refuses a share that is out of range before anything is deleted
         _begin(state, out, resume, force)
-        subject = f"{model} on {len(image_set)} images of {image_set.name}"
-        say(f"training {subject}, defense: {' + '.join(named) or 'none'}, attack: {opponent.attack}, into {out}")
+        say(f"training {model} on {len(image_set)} images of {image_set.name}, attack: {opponent.attack}, into {out}")
         origin = None if before is None else {"name": start, "sha256": before.results["sha256"]}
         hardened = harden(
             image_set,
@@ -189,7 +188,7 @@ def _settings(
 def _trained(hardened: Hardened, chosen: list[Defense], read: Mapping[str, Any]) -> dict[str, Any]:
     """What the record says of defenses, their options, and the players of the first stage that trained."""
     names = [each.name for each in present(hardened.model)]
-    options = {each.name: describe(each.configured(read)) for each in chosen}
+    options = {each.name: describe(each.configured(read, hardened.model)) for each in chosen}
     flat = {name: value for each in options.values() for name, value in each.items() if name != "type"}
     first: dict[str, Any] = next((stage for stage in hardened.stages if "objective" in stage), {})
     return {

@@ -236,8 +236,10 @@ class Defense:
             raise ValueError(f"options must be a frozen dataclass, got {self.options!r}")
         self.options()  # every field needs a default
 
-    def configured(self, given: Mapping[str, Any]) -> Any:
-        """Make options of those of the given ones that the defense has."""
+    def configured(self, given: Mapping[str, Any], network: Classifier | None = None) -> Any:
+        """Make options of the given ones; others are as in a network that has the defense, else the defaults."""
+        own = self.settings(network) if network is not None and self.present(network) else {}
+        given = {**own, **given}
         return self.options(**{name: given[name] for name in self.option_names if name in given})
 
     @property

@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 
 from robustviz.attacks import against, apgd, eot, pgd
 from robustviz.defenses.defense import Contest, Defense, Stage, Training, at
-from robustviz.models import Classifier, ResidualBlock
+from robustviz.models import Classifier, ResidualBlock, initialized
 from robustviz.networks.places import Wired, activations, rewired
 from robustviz.objectives import cross_entropy
 from robustviz.tensors import seeded, shared_copy
@@ -141,9 +141,12 @@ def build_enresnet(
     Members beyond the first begin with weights drawn by PyTorch's own generator, as all weights of a new network are.
 
     Raises:
-        ValueError: If the network has no residual blocks, or a setting is out of range.
+        ValueError: If the network has no residual blocks or is several side by side, or a setting is out of range.
     """
     EnResNetOptions(members, scale, over_batch)
+    if isinstance(classifier.body, SideBySide):
+        has = len(classifier.body.bodies)
+        raise ValueError(f"members must be {has}, because the network has as many side by side, got {members}")
     blocks = [name for name, module in classifier.body.named_modules() if isinstance(module, ResidualBlock)]
     ends = [name for name, place in activations(classifier).items() if place.block.removeprefix("body.") in blocks]
     if not ends:
@@ -184,9 +187,13 @@ def without_noise(classifier: Classifier) -> Classifier:
 def enresnet_stages(training: Training, options: EnResNetOptions) -> Iterator[Stage]:
     """Put noise into the blocks and train as any other network; every update draws its own noise."""
     model = training.model
-    if not has_enresnet(model) or enresnet_settings(model) != asdict(options):
-        built = build_enresnet(without_noise(model), **asdict(options)).to(training.device)
+    if not has_enresnet(model) or enresnet_settings(model)["members"] != options.members:
+        make = partial(build_enresnet, without_noise(model), **asdict(options))
+        built = initialized(make, training.config.seed).to(training.device)
         model.body, model.head = built.body, built.head
+    for module in model.modules():
+        if isinstance(module, BlockNoise):
+            module.scale, module.over_batch = options.scale, options.over_batch
     yield from training.stages()
 
 

@@ -16,7 +16,7 @@ from robustviz.diagnostics.gradients import Attached, gradient, slopes
 from robustviz.diagnostics.outcomes import Outcome, Right, Walk
 from robustviz.models import Classifier
 from robustviz.objectives import cross_entropy, dlr, margin
-from robustviz.tensors import batch_dependent, check_labels, drawing, evaluating, norms, seeded
+from robustviz.tensors import batch_dependent, check_labels, distances, drawing, evaluating, norms, seeded
 from robustviz.types import Attack, Images, Labels, Logits, Objective, Threat
 
 LOSSES: Mapping[str, Objective] = {"cross-entropy": cross_entropy, "margin": margin, "DLR": dlr}
@@ -147,7 +147,7 @@ class Evidence:
 
     def outcome(self, attacked: Images) -> Outcome:
         """Let the network decide on attacked images."""
-        outside = norms(attacked - self.images, self.threat.norm) > self.threat.epsilon + 1e-5
+        outside = distances(self.images, attacked, self.threat.norm) > self.threat.epsilon + 1e-5
         return Outcome(attacked, (self.ask(attacked).argmax(1) == self.labels) | (outside & self.clean))
 
     @cached_property

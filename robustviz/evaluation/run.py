@@ -13,7 +13,7 @@ from robustviz.evaluation.answers import attack_batch, checked_model, decisions,
 from robustviz.evaluation.shares import choices, halves
 from robustviz.evaluation.state import Position, Tally
 from robustviz.evaluation.table import CLEAN, WORST
-from robustviz.tensors import norms, seeded
+from robustviz.tensors import distances, seeded
 from robustviz.types import Attack, Images, Labels
 
 
@@ -154,15 +154,15 @@ class Run:
         images, labels, noise = self.images[rows], self.labels[rows], seeded(self.seed, turn.repeat, turn.number)
         safe = None if attack is None else partial(checked_model, name=turn.condition, attack=attack)
         attacked, decided, differing = attack_batch(self.model, self.copy, images, labels, safe, noise)
-        distances = norms((attacked - images).detach(), norm_of(attack)).float().cpu()
+        moved = distances(images, attacked.detach(), norm_of(attack)).float().cpu()
         if self.reshuffles:
-            return Found(rows, None, distances, differing, attacked.detach().cpu())
+            return Found(rows, None, moved, differing, attacked.detach().cpu())
         if self.draws > 1:
             streams = [self._noise(turn, draw) for draw in range(self.draws)]
             decided = torch.stack([decisions(self.model, attacked, labels, stream) for stream in streams])
         elif decided is None:
             decided = decisions(self.model, attacked, labels, noise)
-        return Found(rows, decided.view(self.draws, -1).cpu(), distances, differing)
+        return Found(rows, decided.view(self.draws, -1).cpu(), moved, differing)
 
     def _answer(self, turn: Turn, attacked: Images) -> Found:
         """Let the model answer all images once, in batches of a random order."""

@@ -32,7 +32,7 @@ def training_explorer(
         images: None takes 100 test images of digits.
         radii: That are trained against, growing; None takes five, up to twice the usual radius.
         epochs: Numbers of epochs, growing.
-        strengths: Of the attack that measures; None takes nine, up to twice the usual radius.
+        strengths: Radii of the attack that measures; None takes nine, up to twice the usual radius.
         build: Makes an untrained network for the images; None takes `small_cnn`.
         budget: Most frames: radii x epochs x strengths.
 

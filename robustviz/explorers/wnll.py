@@ -56,7 +56,7 @@ def wnll_frames(
         neighbors: Values of K, growing; None takes `NEIGHBORS` and that of the head, as far as the template reaches.
         strengths: Radii in L-infinity; 0 is added. None takes nine, up to twice the usual radius.
         shown: How many images have pictures and voters, the first ones.
-        seed: Of the attacks.
+        seed: Seed of the attacks.
         budget: Most frames: attacks x neighbors x strengths x images shown.
 
     Returns:

@@ -72,7 +72,8 @@ def harden(
         attack: `"none"`, `"fgsm-rs"`, `"pgd"`, or `"trades"` or `"mart"`, objectives that hold PGD. PGD watches all
             but the first.
         defenses: Records of the defenses to train.
-        options: Options of these defenses, by the names of the fields of `Defense.options`.
+        options: Options of these defenses, by the names of the fields of `Defense.options`; one that is not given is
+            as in `start`, where that has the defense.
         start: A trained network of the same kind to begin with; it stays as it is. The defenses that it has stay in
             the result, and are trained too.
         origin: Says which network `start` is; an interrupted training goes on only from the same.
@@ -101,7 +102,7 @@ def harden(
         check_same_shape(start, architecture(start, **kind))
     model = initialized(partial(_begun, kind, start, defenses), config.seed).to(device)
     chosen = _outside_in(defenses, () if start is None else present(start))
-    set_up = {defense.name: defense.configured(options) for defense in chosen}
+    set_up = {defense.name: defense.configured(options, start) for defense in chosen}
     objective, against, monitor = players(attack, threat, steps, step_size)
     training = Training(
         model,

@@ -204,6 +204,45 @@ def test_bad_settings_are_refused(wrong, message):
         certify(Plane(), torch.rand(2, 1, 2, 2), **{"sigma": SIGMA, "n": 5, "n0": 5} | wrong)
 
 
+class Jointly(nn.Linear):
+    """A linear layer that answers an image by its batch."""
+
+    def forward(self, images):
+        values = images.flatten(1)
+        return super().forward(values - values.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 1)), "at least two classes"),
+        (Jointly(16, 3), "each image by itself"),
+        (nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(16, 3)), "by itself"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused(model, message):
+    images = torch.rand(2, 1, 4, 4, generator=seeded(0))
+    with pytest.raises(ValueError, match=message):
+        certify(model, images, sigma=SIGMA, n0=5, n=5, on_batch=lambda *_: None)
+
+
+class Coin(nn.Module):
+    """Decides for one of two classes by the toss of a coin, the same for a whole batch."""
+
+    stochastic = True
+    generator = None
+
+    def forward(self, images):
+        generator = seeded(0) if self.generator is None else self.generator
+        return torch.rand(2, generator=generator).expand(len(images), 2)
+
+
+def test_votes_of_a_random_network_are_independent():
+    images = torch.rand(1, 1, 4, 4, generator=seeded(0))
+    counted = votes(Coin(), images, sigma=SIGMA, draws=100, batch_size=1, generator=seeded(1))
+    assert counted.min() > 30
+
+
 def test_smoothing_averages_probabilities_and_has_their_gradient():
     model, images = Plane(), torch.rand(3, 1, 2, 2, generator=seeded(1)).requires_grad_()
     smoothed = Smoothed(model, sigma=SIGMA, draws=7)

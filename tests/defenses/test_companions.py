@@ -225,6 +225,11 @@ def test_members_are_averaged_and_differ(small):
     assert not parts[1].equal(parts[2])
 
 
+def test_networks_side_by_side_are_not_put_side_by_side_again(small):
+    with pytest.raises(ValueError, match="members must be 2"):
+        build_enresnet(without_noise(build_enresnet(small, members=2)), members=3)
+
+
 def test_draws_follow_the_generator(small):
     model, images = build_enresnet(small, scale=0.1), digits("test").images[:3]
     first = answers(model, images, seeded(7))

@@ -19,7 +19,7 @@ from robustviz.defenses.defense import Training
 from robustviz.defenses.tvm import TVM, total_variation
 from robustviz.defenses.wnll import features_of, record
 from robustviz.defenses.wnll.head import WNLLHead
-from robustviz.models import Classifier, initialized, small_cnn
+from robustviz.models import MODELS, Classifier, initialized, small_cnn
 from robustviz.objectives import cross_entropy, mart, trades
 from robustviz.presets import training_objective
 from robustviz.records import RunRecord, describe
@@ -364,3 +364,37 @@ def test_behind_a_purifier_wnll_learns_from_purified_images_and_keeps_it(some, g
     again, _ = checkpoints.load(tmp_path / "net.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(again(some.images[:20]), found.model(some.images[:20]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "options", "changed"),
+    [
+        ("pssilu", "small_cnn", {"activation": "silu"}, {"activation": "pssilu"}),
+        ("meansparse", "small_cnn", {"alpha": 0.1}, {"alpha": 0.3}),
+        ("enresnet", "resnet20", {"members": 2, "scale": 0.3, "over_batch": False}, {"scale": 0.2}),
+    ],
+)
+def test_options_of_a_start_stay_unless_they_are_given(some, given, name, network, options, changed):
+    defense = named(name)
+    start = defense.build(initialized(partial(MODELS[network], channels=1), 0), **options)
+    common = {"network": network, "config": TrainConfig(epochs=1), "threat": THREAT, "start": start}
+    kept = harden(some, **common)
+    other = harden(some, **common, defenses=[defense], options=changed)
+    assert defense.settings(kept.model) == options
+    assert defense.settings(other.model) == options | changed
+    for result in (kept, other):
+        result.build().load_state_dict(result.model.state_dict())
+
+
+def test_weights_of_added_networks_depend_on_the_seed_alone(some, given):
+    def weights():
+        torch.rand(1)
+        before = torch.get_rng_state()
+        config = TrainConfig(epochs=1)
+        chosen = {"defenses": [named("enresnet")], "options": {"members": 2}}
+        model = harden(some, network="resnet20", config=config, threat=THREAT, **chosen).model
+        assert torch.equal(torch.get_rng_state(), before)
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    assert torch.equal(weights(), weights())
+    assert weights().unique().numel() > 1000
