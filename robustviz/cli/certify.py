@@ -48,12 +48,14 @@ def certify(
         draws: Noisy copies that each step averages over.
         batch_size: Noisy copies at a time.
         seed: Seed of the noise.
-        out: The page; decisions and radii go into a JSON file beside it.
+        out: The page, a name ending in .html; the numbers go into a .json file beside it, the picture into a .png.
         resume: Go on with an interrupted run of the same settings.
         force: Replace these files if they exist.
     """
+    if out.suffix != ".html":
+        raise ValueError(f"--out must end in .html, got {out}")
     numbers, state = out.with_suffix(".json"), out.with_suffix(".state.json")
-    for path in (out, numbers):
+    for path in (out, numbers, out.with_suffix(".png")):
         new_file("--out", path, force, kind="HTML file")
     if state.exists() and not resume:
         if not force:

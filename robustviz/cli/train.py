@@ -98,7 +98,8 @@ def train(
         image_set = image_set if images is None else image_set.subset(min(images, len(image_set)))
         hold_out(image_set.labels, validation)  # refuses a share that is out of range before anything is deleted
         _begin(state, out, resume, force)
-        say(f"training {model} on {len(image_set)} images of {image_set.name}, attack: {opponent.attack}, into {out}")
+        subject = f"{model} on {len(image_set)} images of {image_set.name}"
+        say(f"training {subject}, defense: {' + '.join(named) or 'none'}, attack: {opponent.attack}, into {out}")
         origin = None if before is None else {"name": start, "sha256": before.results["sha256"]}
         hardened = harden(
             image_set,

@@ -16,7 +16,7 @@ def certificate_page(
     Args:
         certificate: What `certify` gave.
         bounds: What `both_bounds` made of it.
-        path: The HTML file.
+        path: The HTML file; the picture goes beside it, under the same name.
         title: Heading of the page.
         command: The command that reproduces it, if there is one.
     """
@@ -27,7 +27,7 @@ def certificate_page(
         f"{describe_bounds(bounds)}"
     )
     picture = Picture.of(
-        "certificate",
+        Path(path).stem,
         plot_bounds(bounds).figure,
         describe_bounds(bounds),
         f"Lower bound: certificates from n = {settings['n']} draws, each wrong with probability at most "

@@ -35,6 +35,18 @@ def test_the_page_and_the_numbers(tmp_path, capsys):
     assert not list(tmp_path.glob("*.state.json"))
     with pytest.raises(FileExistsError, match="--force"):
         run("--out", out)
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "page.json", "page.png"}
+
+
+def test_nothing_beside_the_page_is_overwritten(tmp_path):
+    picture, folder = tmp_path / "page.png", tmp_path / "page"
+    picture.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=r"page\.png exists"):
+        run("--out", tmp_path / "page.html")
+    with pytest.raises(ValueError, match=r"must end in \.html"):
+        run("--out", folder)
+    assert picture.read_bytes() == b"mine"
+    assert not folder.exists()
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):

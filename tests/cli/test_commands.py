@@ -102,7 +102,7 @@ def test_train_writes_a_checkpoint_and_its_record(trained):
 
 def test_train_prints_what_it_does(says, elsewhere):
     text = says("train", *FAST)
-    assert "training small_cnn on 200 images of digits" in text
+    assert "training small_cnn on 200 images of digits, defense: none, attack: " in text
     assert "epoch 1/1" in text
     assert [row[0] for row in cells(text)] == ["condition (359 images)", "clean", "PGD-20", "worst case per image"]
     assert "robustviz evaluate runs/digits-small_cnn-none" in text
