@@ -1,16 +1,18 @@
 """The attack explorer's chart: pictures, probabilities, the loss over the steps, and accuracy over strength."""
 
+from typing import Literal
+
 import altair as alt
 
 from robustviz.explorers.frames import Frames
-from robustviz.explorers.theme import COLORS, LETTERS, by_network, wrapped
+from robustviz.explorers.theme import COLORS, LETTERS, by_network, strength_title, wrapped
 
 PICTURES = ("clean", "attacked", "change")
 
 
 def draw(frames: Frames, unit: str, width: int) -> alt.VConcatChart | alt.HConcatChart:
     """Lay the four parts out for a width: side by side, two by two, or one below the other."""
-    size = 100 if width < 700 else 144 if width < 1100 else 152
+    size = 96 if width < 700 else 144 if width < 1100 else 152
     pictures = _pictures(frames, size)
     high = len(frames.about["networks"]) * (size + 32)
     if width >= 1100:
@@ -23,7 +25,7 @@ def draw(frames: Frames, unit: str, width: int) -> alt.VConcatChart | alt.HConca
         above = alt.hconcat(pictures, _bars(frames, 130, high - 40), spacing=16)
         below = alt.hconcat(_losses(frames, 300, 130), _accuracy(frames, unit, 300, 130), spacing=24)
         return alt.vconcat(above, below, spacing=14)
-    parts = _bars(frames, 230, 280), _losses(frames, 280, 140), _accuracy(frames, unit, 280, 140)
+    parts = _bars(frames, 190, 280, side="right"), _losses(frames, 280, 140), _accuracy(frames, unit, 280, 140)
     return alt.vconcat(pictures, *parts, spacing=14)
 
 
@@ -39,8 +41,9 @@ def _pictures(frames: Frames, size: int) -> alt.VConcatChart:
         for what in PICTURES:
             cell = _cell(frames, name, what, size)
             if what == PICTURES[0]:
+                lines = wrapped(name, 13 if size < 100 else 16)
                 side = alt.Chart(alt.NamedData("one")).mark_text(
-                    text=wrapped(name), x=-10 - 8 * len(wrapped(name)), y=size / 2, angle=270, align="center",
+                    text=lines, x=-10 - 8 * len(lines), y=size / 2, angle=270, align="center",
                     baseline="middle", fontWeight="bold", color=COLORS[place % len(COLORS)],
                 )  # fmt: skip
                 cell = side + cell
@@ -66,11 +69,13 @@ def _cell(frames: Frames, name: str, what: str, size: int) -> alt.LayerChart:
     return image.encode(url="url:N") + below
 
 
-def _bars(frames: Frames, width: int, height: int) -> alt.LayerChart:
+def _bars(frames: Frames, width: int, height: int, *, side: Literal["left", "right"] = "left") -> alt.LayerChart:
     """Probability of each class: a bar when attacked, a line when clean; the true class has a sign."""
     names = list(frames.about["networks"])
     base = _chosen().transform_flatten(["d", "p", "q"])
-    axis = alt.Axis(labelExpr="(datum.label == truth ? '✓ ' : '') + datum.label", labelLimit=110, grid=False)
+    axis = alt.Axis(
+        labelExpr="(datum.label == truth ? '✓ ' : '') + datum.label", labelLimit=110, grid=False, orient=side
+    )
     y = alt.Y("d:N", title=None, sort=frames.about["classes"], axis=axis)
     offset = alt.YOffset("n:N", sort=names)
     tops = alt.Axis(values=[0, 0.5, 1], labelExpr="datum.value")
@@ -102,7 +107,7 @@ def _accuracy(frames: Frames, unit: str, width: int, height: int) -> alt.LayerCh
     names, strengths = list(frames.about["networks"]), frames.grid["strength"]
     base = alt.Chart(alt.NamedData("curves")).transform_filter("datum.a == attack")
     ends = alt.Scale(domain=[strengths[0], strengths[-1]], nice=False)
-    x = alt.X("x:Q", title=f"strength{unit}", scale=ends, axis=alt.Axis(tickCount=4))
+    x = alt.X("x:Q", title=strength_title(unit), scale=ends, axis=alt.Axis(tickCount=4))
     y = alt.Y("y:Q", title=None, scale=alt.Scale(domain=[0, 100]), axis=alt.Axis(values=[0, 50, 100]))
     color = by_network(alt.Color, names)
     band = base.mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=color)

@@ -7,7 +7,7 @@ import torch
 
 from robustviz.explorers.frames import Frames
 from robustviz.explorers.pictures import rounded
-from robustviz.explorers.theme import COLORS, by_network
+from robustviz.explorers.theme import COLORS, by_network, strength_title
 
 FIGURES = {"m": "magnitude", "f": "frequency (% of images)"}
 
@@ -57,7 +57,7 @@ def _accuracy(frames: Frames, unit: str, width: int, height: int) -> alt.LayerCh
     every = alt.Chart(alt.NamedData("curves")).transform_filter("datum.g == group")
     base = every.transform_filter("datum.a == attack")
     ends = alt.Scale(domain=[strengths[0], strengths[-1]], nice=False)
-    x = alt.X("x:Q", title=f"strength{unit}", scale=ends, axis=alt.Axis(tickCount=4))
+    x = alt.X("x:Q", title=strength_title(unit), scale=ends, axis=alt.Axis(tickCount=4))
     y = alt.Y("y:Q", title=None, scale=alt.Scale(domain=[0, 100]), axis=alt.Axis(values=[0, 50, 100]))
     color = by_network(alt.Color, names)
     first = json.dumps(frames.grid["attack"][0])

@@ -9,7 +9,7 @@ from robustviz.data import ImageSet, load
 from robustviz.explorers.control import Control, in_levels, strength_control, strength_presets
 from robustviz.explorers.explorer import Explorer, Row
 from robustviz.explorers.features import MAPS, feature_frames
-from robustviz.explorers.features_chart import PICTURES, draw
+from robustviz.explorers.features_chart import PICTURES, draw, name_places
 from robustviz.explorers.frames import BUDGET, Frames
 from robustviz.explorers.networks import single, usual_images, usual_set
 from robustviz.explorers.pictures import Album, rounded
@@ -157,9 +157,8 @@ def _grounds(frames: Frames) -> dict[str, list[Row]]:
         places = frames.arrays["ground"][m]
         for (x, y), label in zip(rounded(places, 4), labels.tolist(), strict=True):
             ground.append({"m": name, "x": x, "y": y, "c": classes[label]})
-        for label in torch.unique(labels).tolist():
-            x, y = rounded(places[labels == label].median(0).values, 4)
-            names.append({"m": name, "x": x, "y": y, "c": classes[label]})
+        for word, (x, y) in name_places(frames, m).items():
+            names.append({"m": name, "x": rounded(x, 4), "y": rounded(y, 4), "c": word})
         left, low, right, high = frames.arrays["extent"][m].tolist()
         decided = frames.arrays["regions"][m]
         wide, tall = (right - left) / (decided.shape[1] - 1), (high - low) / (decided.shape[0] - 1)

@@ -62,6 +62,11 @@ def by_network(channel: type[Channel], names: Sequence[str]) -> Channel:
     return channel("n:N", scale=alt.Scale(domain=list(names), range=values), title=None)
 
 
+def strength_title(unit: str) -> str:
+    """Return the title of an axis of strengths, which says what they are counted in."""
+    return f"strength (levels{unit})" if unit else "strength"
+
+
 def wrapped(name: str, length: int = 16) -> list[str]:
     """Break a name into lines."""
     return textwrap.wrap(name, length) or [name]

@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 
 from robustviz.explorers.frames import Frames
-from robustviz.explorers.theme import COLORS, by_network
+from robustviz.explorers.theme import COLORS, by_network, strength_title
 
 Figure = alt.LayerChart | alt.FacetChart
 
@@ -48,7 +48,7 @@ def _strengths(frames: Frames, names: tuple[str, ...], unit: str, width: int, he
     strengths = frames.grid["strength"]
     every, chosen = _rows("datum.j == epochs_place"), _rows("datum.j == epochs_place && datum.i == radius_place")
     ends = alt.Scale(domain=[strengths[0], strengths[-1]], nice=False)
-    x = alt.X("x:Q", title=f"strength{unit}", scale=ends, axis=alt.Axis(tickCount=5))
+    x = alt.X("x:Q", title=strength_title(unit), scale=ends, axis=alt.Axis(tickCount=5))
     y = alt.Y(**_percent("y:Q", None))
     legend = alt.Legend(columns=3 if width < 300 else 6, title="trained against")
     color = by_network(alt.Color, list(names)).legend(legend).title("trained against")

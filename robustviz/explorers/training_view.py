@@ -111,8 +111,8 @@ def _caption(rows: list[Row], row: Row, how: Sequence[str], unit: str) -> str:
 
     epochs = f"{row['e']} epoch" + ("" if row["e"] == 1 else "s")
     told = f"Trained {how[row['i']]} for {epochs}: {row['c']:.0f}% of clean images are right"
-    most = f"After as many epochs, most clean images are right with training against {best('c')}"
+    most = f"After as many epochs, clean accuracy is highest with training against {best('c')}"
     if not row["s"]:
         return f"{told}. {most}."
     attacked = f"{row['y']:.0f}% ({row['low']:.0f} to {row['high']:.0f}%) under PGD-10 of strength {row['x']}{unit}"
-    return f"{told}, and {attacked}. {most}, most attacked ones against {best('y')}."
+    return f"{told}, and {attacked}. {most}, attacked accuracy with training against {best('y')}."

@@ -41,7 +41,7 @@ def reading(found: Anatomy) -> str:
     largest = max(iterated, key=lambda switch: moved["WNLL"][switch][0])
     (gain, half), (other, other_half) = (moved[head][largest] for head in HEADS)
     if gain <= half:
-        return "No switch raises the attacked accuracy of WNLL beyond its interval here."
+        return "No switch of IFGSM raises the attacked accuracy of WNLL beyond its interval here."
     base, switched = (found.row(switch, "WNLL").shares()[1] for switch in (AS_PUBLISHED, largest))
     sentence = (
         f"The switch that moves WNLL most is “{largest}”: {base:.1%} becomes {switched:.1%} "

@@ -28,7 +28,7 @@ def describe_bounds(bounds: Bounds) -> str:
     start = f"Without an attacker the smoothed network classifies {bounds.attacked[0]:.0%} of {bounds.images} images"
     middle = len(bounds.radii) // 2
     return (
-        f"{start} correctly and certifies {bounds.certified[0]:.0%}. At radius {bounds.radii[middle]:.3g} "
+        f"{start} correctly and certifies {bounds.certified[0]:.0%}. At radius {bounds.radii[middle]:.3g}, "
         f"{bounds.certified[middle]:.0%} are certified and {bounds.attacked[middle]:.0%} withstand the attack; at "
         f"{bounds.radii[-1]:.3g} it is {bounds.certified[-1]:.0%} and {bounds.attacked[-1]:.0%}. No certificate "
         f"reaches beyond {bounds.ceiling:.3g}."

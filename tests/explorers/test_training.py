@@ -116,8 +116,8 @@ def test_words_name_all_that_do_best():
     frames = Frames("training", grid, {"accuracy": accuracy}, {"data": "digits", "images": 10})
     assert show_training(frames).describe({"radius": 0.2, "strength": 0.1}) == (
         "Trained against 0.2 for 1 epoch: 80% of clean images are right, and 60% (31 to 83%) under PGD-10 of strength "
-        "0.1. After as many epochs, most clean images are right with training against 0 (clean) and 0.1 (90%), most "
-        "attacked ones against 0.1 and 0.2 (60%)."
+        "0.1. After as many epochs, clean accuracy is highest with training against 0 (clean) and 0.1 (90%), attacked "
+        "accuracy with training against 0.1 and 0.2 (60%)."
     )
 
 
