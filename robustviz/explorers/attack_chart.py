@@ -5,12 +5,12 @@ from typing import Literal
 import altair as alt
 
 from robustviz.explorers.frames import Frames
-from robustviz.explorers.theme import COLORS, LETTERS, by_network, strength_title, wrapped
+from robustviz.explorers.theme import LETTERS, PALETTE, by_network, strength_title, wrapped
 
 PICTURES = ("clean", "attacked", "change")
 
 
-def draw(frames: Frames, unit: str, width: int) -> alt.VConcatChart | alt.HConcatChart:
+def draw_attack(frames: Frames, unit: str, width: int) -> alt.VConcatChart | alt.HConcatChart:
     """Lay the four parts out for a width: side by side, two by two, or one below the other."""
     size = 96 if width < 700 else 144 if width < 1100 else 152
     pictures = _pictures(frames, size)
@@ -44,7 +44,7 @@ def _pictures(frames: Frames, size: int) -> alt.VConcatChart:
                 lines = wrapped(name, 13 if size < 100 else 16)
                 side = alt.Chart(alt.NamedData("one")).mark_text(
                     text=lines, x=-10 - 8 * len(lines), y=size / 2, angle=270, align="center",
-                    baseline="middle", fontWeight="bold", color=COLORS[place % len(COLORS)],
+                    baseline="middle", fontWeight="bold", color=PALETTE[place % len(PALETTE)],
                 )  # fmt: skip
                 cell = side + cell
             cell = cell.properties(width=size, height=size)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustviz.data import ImageSet
 from robustviz.evaluation import wilson
 from robustviz.explorers.attack import attack_frames
-from robustviz.explorers.attack_chart import PICTURES, draw
+from robustviz.explorers.attack_chart import PICTURES, draw_attack
 from robustviz.explorers.control import Control, in_levels, strength_control, strength_presets
 from robustviz.explorers.explorer import Explorer, Row
 from robustviz.explorers.frames import BUDGET, Frames
@@ -20,7 +20,7 @@ from robustviz.explorers.networks import compared, usual_images
 from robustviz.explorers.pictures import Album, rounded
 from robustviz.types import Images, Norm
 
-BARS = 10
+_BARS = 10
 """Classes with bars: all of them, or those that the networks find likeliest."""
 
 
@@ -79,7 +79,7 @@ def show_attack(frames: Frames) -> Explorer:
         presets=presets,
         captions=_captions(frames, rows, unit),
         tables={"rows": rows, "strips": _strips(frames, album), "curves": _curves(frames)},
-        draw=partial(draw, frames, unit),
+        draw=partial(draw_attack, frames, unit),
         album=album,
         signals={
             "truth": f"{json.dumps(truths)}[image]",
@@ -124,7 +124,7 @@ def _rows(frames: Frames, album: Album) -> list[Row]:
         frames.arrays["changes"].abs().flatten(4).amax(4).flatten(1),
     )
     bars = torch.maximum(probabilities.amax(0), clean.amax(0).repeat(len(frames) // len(labels), 1))
-    bars = bars.topk(min(BARS, len(classes))).indices.sort().values
+    bars = bars.topk(min(_BARS, len(classes))).indices.sort().values
     rows = []
     for n, name in enumerate(frames.about["networks"]):
         before = [_verdict(one, label, classes) for one, label in zip(clean[n], labels, strict=True)]

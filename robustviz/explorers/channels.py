@@ -14,7 +14,7 @@ from robustviz.defenses.cas import auxiliary, fine_pgd, has_cas, joint
 from robustviz.defenses.defense import Contest
 from robustviz.evaluation import wilson
 from robustviz.explorers.attack import strengths_around
-from robustviz.explorers.channels_chart import draw
+from robustviz.explorers.channels_chart import draw_channels
 from robustviz.explorers.control import Control, in_levels, strength_control, strength_presets
 from robustviz.explorers.explorer import Explorer, Row
 from robustviz.explorers.frames import BUDGET, Frames, Value, check_budget
@@ -27,7 +27,7 @@ from robustviz.types import Images, Threat
 
 FINAL = "final logits"
 
-ATTACKS: dict[str, Callable[..., Images]] = {
+CHANNEL_ATTACKS: dict[str, Callable[..., Images]] = {
     FINAL: fine_pgd,
     "joint": partial(fine_pgd, objective=joint()),
     "auxiliary": partial(fine_pgd, objective=auxiliary()),
@@ -107,20 +107,21 @@ def channel_frames(
     present = sorted(set(images.labels.tolist()))
     names = (EVERY, *(images.classes[label] for label in present))
     check_budget(
-        {"attacks": len(ATTACKS), "strengths": len(radii), "classes": len(names), "networks": len(networks)}, budget
+        {"attacks": len(CHANNEL_ATTACKS), "strengths": len(radii), "classes": len(names), "networks": len(networks)},
+        budget,
     )
-    jobs = [(n, name, radius) for n in networks for name in ATTACKS for radius in radii]
+    jobs = [(n, name, radius) for n in networks for name in CHANNEL_ATTACKS for radius in radii]
     found: dict[tuple[str, str, float], FeatureSnapshot] = {}
     for n, name, radius in tqdm(jobs, desc="channel frames", unit="attack", leave=False):
         if name == FINAL or has_cas(networks[n]):
-            found[n, name, radius] = _snapshot(networks[n], images, ATTACKS[name], radius, seed)
+            found[n, name, radius] = _snapshot(networks[n], images, CHANNEL_ATTACKS[name], radius, seed)
         else:
             found[n, name, radius] = found[n, FINAL, radius]
     arrays: dict[str, Tensor] = {"count": torch.tensor([len(images), *((images.labels == c).sum() for c in present)])}
-    shape = (len(ATTACKS), len(radii), len(names))
+    shape = (len(CHANNEL_ATTACKS), len(radii), len(names))
     accuracies = []
     for place, n in enumerate(networks):
-        taken = [found[n, name, radius] for name in ATTACKS for radius in radii]
+        taken = [found[n, name, radius] for name in CHANNEL_ATTACKS for radius in radii]
         stats = [channel_stats(one, threshold=THRESHOLD, label=label) for one in taken for label in (None, *present)]
         arrays[f"magnitude {place}"] = torch.stack([one.magnitude for one in stats]).float().reshape(*shape, -1)
         arrays[f"frequency {place}"] = torch.stack([one.frequency for one in stats]).float().reshape(*shape, -1)
@@ -128,7 +129,7 @@ def channel_frames(
         picks = [torch.ones(len(images), dtype=torch.bool), *(images.labels.cpu() == label for label in present)]
         accuracies.append(torch.stack([one[pick].mean() for one in right for pick in picks]).reshape(shape))
     arrays["accuracy"] = torch.stack(accuracies)
-    grid: dict[str, tuple[Value, ...]] = {"attack": tuple(ATTACKS), "strength": radii, "label": names}
+    grid: dict[str, tuple[Value, ...]] = {"attack": tuple(CHANNEL_ATTACKS), "strength": radii, "label": names}
     return Frames("channels", grid, arrays, {"networks": list(networks), "data": images.name, "seed": seed})
 
 
@@ -161,7 +162,7 @@ def show_channels(frames: Frames) -> Explorer:
         presets=strength_presets(strengths) | {f"attack on {name}": {"attack": name} for name in attacks},
         captions=_captions(frames, unit),
         tables={"rows": rows, "clean": _clean(frames), "curves": _curves(frames)},
-        draw=partial(draw, frames, unit),
+        draw=partial(draw_channels, frames, unit),
         signals={"group": controls[2].place},
     )
 

@@ -7,12 +7,12 @@ import torch
 
 from robustviz.explorers.frames import Frames
 from robustviz.explorers.pictures import rounded
-from robustviz.explorers.theme import COLORS, by_network, strength_title
+from robustviz.explorers.theme import PALETTE, by_network, strength_title
 
 FIGURES = {"m": "magnitude", "f": "frequency (% of images)"}
 
 
-def draw(frames: Frames, unit: str, width: int) -> alt.VConcatChart | alt.HConcatChart:
+def draw_channels(frames: Frames, unit: str, width: int) -> alt.VConcatChart | alt.HConcatChart:
     """Lay the figures out for a width: a column for each network, with accuracy beside or below."""
     names, narrow = frames.about["networks"], width < 700
     size = (270, 130) if narrow else (290, 140) if width < 1100 else (320, 170)
@@ -44,7 +44,7 @@ def _network(frames: Frames, place: int, name: str, size: tuple[int, int]) -> al
         crosses = attacked.transform_flatten([column]).transform_window(c="row_number()")
         shade = area.mark_area(opacity=0.35, interpolate="step", color="#888888", line={"color": "#888888"})
         marks = crosses.mark_point(
-            shape="cross", size=34, opacity=1, strokeWidth=1.6, color=COLORS[place % len(COLORS)]
+            shape="cross", size=34, opacity=1, strokeWidth=1.6, color=PALETTE[place % len(PALETTE)]
         )
         chart = (shade.encode(x=x, y=y) + marks.encode(x=x, y=y)).properties(width=size[0], height=size[1])
         figures.append(chart.properties(title=name) if column == "m" else chart)

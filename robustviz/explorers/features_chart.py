@@ -8,16 +8,16 @@ import altair as alt
 import torch
 
 from robustviz.explorers.frames import Frames
-from robustviz.explorers.theme import CLASS_COLORS, LETTERS, strength_title
+from robustviz.explorers.theme import CLASS_PALETTE, LETTERS, strength_title
 
-PICTURES = ("clean", "attacked", "change")
+FEATURE_PICTURES = ("clean", "attacked", "change")
 LINE = LETTERS + 4
 """Height of a line of words, in pixels."""
 
 CURVES = {"margin": "margin of the true class", "distance": "distance to the data"}
 
 
-def draw(frames: Frames, unit: str, width: int) -> alt.VConcatChart | alt.HConcatChart:
+def draw_features(frames: Frames, unit: str, width: int) -> alt.VConcatChart | alt.HConcatChart:
     """Lay map and chosen image out for a width: side by side, or one below the other."""
     if width >= 1100:
         beside = alt.vconcat(_pictures(frames, 112), _neighbors(frames, 70), _curves(frames, unit, 380, 60), spacing=10)
@@ -31,7 +31,7 @@ def draw(frames: Frames, unit: str, width: int) -> alt.VConcatChart | alt.HConca
 
 
 def _class(classes: Sequence[str], column: str = "c:N") -> alt.Color:
-    colors = [CLASS_COLORS[place % len(CLASS_COLORS)] for place in range(len(classes))]
+    colors = [CLASS_PALETTE[place % len(CLASS_PALETTE)] for place in range(len(classes))]
     return alt.Color(column, scale=alt.Scale(domain=list(classes), range=colors), legend=None)
 
 
@@ -107,7 +107,7 @@ def _spread(across: dict[str, float], down: dict[str, float], height: int) -> di
 def _pictures(frames: Frames, size: int) -> alt.HConcatChart:
     """The chosen image before and after the attack, and the change."""
     cells = []
-    for what in PICTURES:
+    for what in FEATURE_PICTURES:
         count = 1 if what == "clean" else len(frames.grid["strength"])
         strip = alt.Chart(alt.NamedData("strips")).transform_filter(f"datum.i == image && datum.what == '{what}'")
         table = alt.LookupData(data=alt.NamedData("pictures"), key="z", fields=["url"])
@@ -151,9 +151,9 @@ def _curves(frames: Frames, unit: str, width: int, height: int) -> alt.VConcatCh
             "x:Q", title=strength_title(unit) if last else None, scale=ends, axis=alt.Axis(tickCount=4, labels=last)
         )
         y = alt.Y(f"{column}:Q", title=None, scale=scale, axis=alt.Axis(tickCount=3))
-        line = every.mark_line(strokeWidth=2, color=CLASS_COLORS[0]).encode(x=x, y=y)
+        line = every.mark_line(strokeWidth=2, color=CLASS_PALETTE[0]).encode(x=x, y=y)
         here = every.transform_filter("datum.g == spot")
         rule = here.mark_rule(strokeDash=[3, 3]).encode(x=x)
-        point = here.mark_point(filled=True, size=90, opacity=1, color=CLASS_COLORS[0]).encode(x=x, y=y)
+        point = here.mark_point(filled=True, size=90, opacity=1, color=CLASS_PALETTE[0]).encode(x=x, y=y)
         charts.append((line + rule + point).properties(width=width, height=height, title=title))
     return alt.vconcat(*charts, spacing=6)

@@ -9,7 +9,7 @@ from robustviz.data import ImageSet, load
 from robustviz.explorers.control import Control, in_levels, strength_control, strength_presets
 from robustviz.explorers.explorer import Explorer, Row
 from robustviz.explorers.features import MAPS, feature_frames
-from robustviz.explorers.features_chart import PICTURES, draw, name_places
+from robustviz.explorers.features_chart import FEATURE_PICTURES, draw_features, name_places
 from robustviz.explorers.frames import BUDGET, Frames
 from robustviz.explorers.networks import single, usual_images, usual_set
 from robustviz.explorers.pictures import Album, rounded
@@ -68,7 +68,7 @@ def show_features(frames: Frames) -> Explorer:
         presets=strength_presets(strengths) | {str(name): {"map": name} for name in maps[1:]},
         captions=_captions(frames, rows, unit),
         tables={"rows": rows, "points": _points(frames), "strips": _strips(frames, album), **_grounds(frames)},
-        draw=partial(draw, frames, unit),
+        draw=partial(draw_features, frames, unit),
         album=album,
         signals={"stage": controls[1].place, "spot": f"{controls[1].place} * {len(truths)} + image"},
         shown=partial(_shown, frames, album),
@@ -87,7 +87,7 @@ def _strips(frames: Frames, album: Album) -> list[Row]:
     return [
         {"i": i, "what": what, "z": z}
         for i, three in enumerate(numbers)
-        for what, z in zip(PICTURES, three, strict=True)
+        for what, z in zip(FEATURE_PICTURES, three, strict=True)
     ]
 
 

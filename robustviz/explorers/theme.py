@@ -8,13 +8,13 @@ import altair as alt
 
 Channel = TypeVar("Channel", alt.Color, alt.StrokeDash, alt.Shape)
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B58900", "#56B4E9")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B58900", "#56B4E9")
 """Of networks, after Okabe and Ito; dashes, shapes and names tell them apart too."""
 
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [10, 4], [4, 2, 1, 2])
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 
-CLASS_COLORS = (
+CLASS_PALETTE = (
     "#4477AA",
     "#EE6677",
     "#228833",
@@ -57,8 +57,8 @@ def config(*, dark: bool = False, font: str = "system-ui, sans-serif") -> dict[s
 
 def by_network(channel: type[Channel], names: Sequence[str]) -> Channel:
     """Encode the network, column `n`, by color, dashes or shape; the legend joins them."""
-    ranges: dict[type, Sequence[Any]] = {alt.Color: COLORS, alt.StrokeDash: DASHES, alt.Shape: SHAPES}
-    values = [ranges[channel][place % len(COLORS)] for place in range(len(names))]
+    ranges: dict[type, Sequence[Any]] = {alt.Color: PALETTE, alt.StrokeDash: DASHES, alt.Shape: SHAPES}
+    values = [ranges[channel][place % len(PALETTE)] for place in range(len(names))]
     return channel("n:N", scale=alt.Scale(domain=list(names), range=values), title=None)
 
 

@@ -16,7 +16,7 @@ from robustviz.data import ImageSet
 from robustviz.data.cache import cached
 from robustviz.evaluation.sweep import sweep
 from robustviz.explorers.frames import BUDGET, Frames, Value, check_budget
-from robustviz.explorers.theme import COLORS
+from robustviz.explorers.theme import PALETTE
 from robustviz.fingerprint import fingerprint
 from robustviz.models import Classifier, initialized, small_cnn
 from robustviz.presets import training_attack, usual_threat
@@ -106,8 +106,8 @@ def training_frames(
 def _check(training: ImageSet, images: ImageSet, radii: Sequence[float], epochs: Sequence[int]) -> None:
     if radii[0] < 0 or any(after <= before for before, after in pairwise(radii)):
         raise ValueError(f"radii must be >= 0 and grow, got {', '.join(f'{radius:g}' for radius in radii)}")
-    if len(radii) > len(COLORS):
-        raise ValueError(f"radii must be at most {len(COLORS)}, which colors and signs tell apart, got {len(radii)}")
+    if len(radii) > len(PALETTE):
+        raise ValueError(f"radii must be at most {len(PALETTE)}, which colors and signs tell apart, got {len(radii)}")
     if epochs[0] < 1 or any(after <= before for before, after in pairwise(epochs)):
         raise ValueError(f"epochs must be >= 1 and grow, got {', '.join(map(str, epochs))}")
     if (images.classes, images.shape) != (training.classes, training.shape):

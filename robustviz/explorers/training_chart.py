@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 
 from robustviz.explorers.frames import Frames
-from robustviz.explorers.theme import COLORS, by_network, strength_title
+from robustviz.explorers.theme import PALETTE, by_network, strength_title
 
 Figure = alt.LayerChart | alt.FacetChart
 
@@ -17,7 +17,7 @@ APART: dict[str, Any] = {"color": "independent", "shape": "independent", "stroke
 """The third figure tells clean from attacked, the others networks."""
 
 
-def draw(frames: Frames, names: tuple[str, ...], unit: str, width: int) -> alt.VConcatChart | alt.HConcatChart:
+def draw_training(frames: Frames, names: tuple[str, ...], unit: str, width: int) -> alt.VConcatChart | alt.HConcatChart:
     """Lay the three figures out for a width: side by side, or one below the other."""
     if width >= 1100:
         parts = _strengths(frames, names, unit, 360, 390), _tradeoff(frames, names, 330, 390), _epochs(frames, 300, 390)
@@ -98,10 +98,10 @@ def _epochs(frames: Frames, width: int, height: int) -> Figure:
     folded = every.transform_fold(["c", "y"], as_=["which", "a"])
     base = folded.transform_calculate(w=f"datum.which == 'c' ? '{clean}' : '{attacked}'")
     domain = [clean, attacked]
-    color = alt.Color("w:N", title=None, scale=alt.Scale(domain=domain, range=["#888888", COLORS[1]]))
+    color = alt.Color("w:N", title=None, scale=alt.Scale(domain=domain, range=["#888888", PALETTE[1]]))
     dash = alt.StrokeDash("w:N", title=None, scale=alt.Scale(domain=domain, range=[[6, 3], [1, 0]]))
     shape = alt.Shape("w:N", title=None, scale=alt.Scale(domain=domain, range=["square", "circle"]))
-    band = every.mark_area(opacity=0.18, color=COLORS[1]).encode(x=x, y=alt.Y("low:Q"), y2="high:Q")
+    band = every.mark_area(opacity=0.18, color=PALETTE[1]).encode(x=x, y=alt.Y("low:Q"), y2="high:Q")
     line = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=color, strokeDash=dash)
     points = base.mark_point(filled=True, size=60, opacity=1).encode(x=x, y=y, color=color, shape=shape)
     rule = every.transform_filter("datum.j == epochs_place").mark_rule(strokeDash=[3, 3]).encode(x=x)

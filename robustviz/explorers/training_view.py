@@ -11,7 +11,7 @@ from robustviz.explorers.frames import BUDGET, Frames
 from robustviz.explorers.networks import usual_images
 from robustviz.explorers.pictures import rounded
 from robustviz.explorers.training import EPOCHS, training_frames
-from robustviz.explorers.training_chart import draw
+from robustviz.explorers.training_chart import draw_training
 from robustviz.models import Classifier
 
 
@@ -75,7 +75,7 @@ def show_training(frames: Frames) -> Explorer:
         presets=trained | strength_presets(strengths),
         captions=[_caption(rows, row, how, unit) for row in rows],
         tables={"rows": rows},
-        draw=partial(draw, frames, names, unit),
+        draw=partial(draw_training, frames, names, unit),
         signals={f"{control.name}_place": control.place for control in controls},
     )
 

@@ -22,7 +22,7 @@ from robustviz.types import Threat
 VOTERS = 8
 """Template images that are shown for each version of an image."""
 
-NEIGHBORS = (2, 5, 15, 30)
+GRAPH_NEIGHBORS = (2, 5, 15, 30)
 """K, how many neighbors a point has in the graph."""
 
 
@@ -53,7 +53,8 @@ def wnll_frames(
         network: With a WNLL head and the linear head beside it; left as it was.
         source: What its template was drawn from, as `geometry.template_source` finds it.
         images: Attacked; the accuracies are those of all of them.
-        neighbors: Values of K, growing; None takes `NEIGHBORS` and that of the head, as far as the template reaches.
+        neighbors: Values of K, growing; None takes `GRAPH_NEIGHBORS` and that of the head, as far as the template
+            reaches.
         strengths: Radii in L-infinity; 0 is added. None takes nine, up to twice the usual radius.
         shown: How many images have pictures and voters, the first ones.
         seed: Seed of the attacks.
@@ -75,7 +76,7 @@ def wnll_frames(
         raise ValueError(f"source must be what the template was drawn from, but {source.name} does not fit it")
     most = len(head.template) // head.templates - 1
     if neighbors is None:
-        neighbors = sorted({head.neighbors, *(k for k in NEIGHBORS if k <= most)})
+        neighbors = sorted({head.neighbors, *(k for k in GRAPH_NEIGHBORS if k <= most)})
     if wrong := [k for k in neighbors if not 1 <= k <= most]:
         raise ValueError(f"neighbors must be from 1 to {most}, got {wrong[0]}")
     usual = grids_around(usual_threat(images.name).epsilon)[1]

@@ -6,7 +6,7 @@ from typing import Literal
 import altair as alt
 
 from robustviz.explorers.frames import Frames
-from robustviz.explorers.theme import COLORS, DASHES, LETTERS, SHAPES
+from robustviz.explorers.theme import DASHES, LETTERS, PALETTE, SHAPES
 from robustviz.explorers.training_chart import APART, Figure
 from robustviz.explorers.wnll import VOTERS
 
@@ -14,7 +14,7 @@ BARS = 10
 """Most classes that have a bar; of more, those with a share."""
 
 
-def draw(frames: Frames, unit: str, width: int) -> alt.VConcatChart | alt.HConcatChart:
+def draw_wnll(frames: Frames, unit: str, width: int) -> alt.VConcatChart | alt.HConcatChart:
     """Lay the parts out for a width: votes and shares above, curves below; or one below the other."""
     if width >= 1100:
         above = alt.hconcat(_votes(frames, 104, 74), _shares(frames, 250, 214), spacing=34)
@@ -86,7 +86,7 @@ def _shares(frames: Frames, width: int, height: int) -> Figure:
     axis = alt.Axis(labelExpr="(datum.label == truth ? '✓ ' : '') + datum.label", labelLimit=110, grid=False)
     y = alt.Y("d:N", title=None, sort=classes, axis=axis)
     x = alt.X("p:Q", title="bar attacked, line clean", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=3))
-    drawn = bars.mark_bar(color=COLORS[1]).encode(x=x, y=y) + ticks.mark_tick(thickness=2).encode(x=x, y=y)
+    drawn = bars.mark_bar(color=PALETTE[1]).encode(x=x, y=y) + ticks.mark_tick(thickness=2).encode(x=x, y=y)
     return drawn.properties(width=width, height=height, title="share of the votes")
 
 
@@ -98,7 +98,7 @@ def _lines(
     ends = alt.Scale(domain=[strengths[0], strengths[-1]], nice=False)
     x = alt.X("x:Q", title=f"strength{unit}", scale=ends, axis=alt.Axis(tickCount=4))
     y = alt.Y(f"{column}:Q", title=None, scale=alt.Scale(domain=[0, top]), axis=alt.Axis(values=[0, top / 2, top]))
-    color = alt.Color("a:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=list(COLORS[:4])))
+    color = alt.Color("a:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=list(PALETTE[:4])))
     dash = alt.StrokeDash("a:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=list(DASHES[:4])))
     shape = alt.Shape("a:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=list(SHAPES[:4])))
     chosen = base.transform_filter("datum.a == attack")

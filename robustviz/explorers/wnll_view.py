@@ -16,7 +16,7 @@ from robustviz.explorers.frames import BUDGET, Frames
 from robustviz.explorers.networks import single, usual_images
 from robustviz.explorers.pictures import Album, rounded
 from robustviz.explorers.wnll import wnll_frames
-from robustviz.explorers.wnll_chart import draw
+from robustviz.explorers.wnll_chart import draw_wnll
 from robustviz.geometry import template_source
 from robustviz.models import Classifier
 
@@ -83,7 +83,7 @@ def show_wnll(frames: Frames) -> Explorer:
         presets=strength_presets(strengths) | chosen,
         captions=_captions(frames, rows, unit),
         tables={"rows": rows, "strips": _strips(frames, album), "curves": _curves(frames)},
-        draw=partial(draw, frames, unit),
+        draw=partial(draw_wnll, frames, unit),
         album=album,
         signals={
             "truth": f"{json.dumps(truths)}[image]",

@@ -7,7 +7,7 @@ import torch
 
 from robustviz.attacks import against, soft_mask
 from robustviz.defenses.cas import auxiliary, fine_pgd, joint
-from robustviz.explorers.channels import ATTACKS, channel_frames, show_channels, usual_pair
+from robustviz.explorers.channels import CHANNEL_ATTACKS, channel_frames, show_channels, usual_pair
 from robustviz.features import channel_stats, last_stage, snapshot
 from robustviz.tensors import seeded
 from robustviz.types import Threat
@@ -47,7 +47,7 @@ def test_frames_are_those_of_the_library(frames, pair, some, name, attack):
         attack = partial(attack, threat=threat)
     attacked = attack(network, some.images, some.labels, generator=seeded(0))
     there = snapshot(network, attacked, some.labels, layer=last_stage(network), condition="attacked")
-    a = list(ATTACKS).index(name)
+    a = list(CHANNEL_ATTACKS).index(name)
     for place, label in enumerate(frames.grid["label"]):
         stats = channel_stats(there, label=None if place == 0 else int(label))
         torch.testing.assert_close(frames.arrays["magnitude 1"][a, 2, place], stats.magnitude.float())
