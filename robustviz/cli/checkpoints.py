@@ -1,5 +1,7 @@
 """The command `checkpoints`."""
 
+import shlex
+
 from robustviz import checkpoints as stored
 from robustviz.cli.app import say
 from robustviz.evaluation import CLEAN
@@ -18,6 +20,14 @@ def checkpoints() -> None:
         epsilon = f"{settings['threat']['norm']} {settings['threat']['epsilon']:.4g}"
         made = settings["architecture"]
         rows.append([name, str(settings["data"]), made.get("network", made["function"]), epsilon, figures])
-        commands.append(f"{name}\n    {record.command}")
+        commands.append(f"{name}\n    {safe(record.command, name)}")
     say(table(["name", "data", "network", "epsilon", "accuracy on test images"], rows))
     say("\nReproduce with:\n" + "\n".join(commands))
+
+
+def safe(command: str, name: str) -> str:
+    """Return a recorded command that writes to a run folder, so that pasting it replaces no shipped network."""
+    words = [word for word in shlex.split(command) if word != "--force"]
+    if "--out" in words:
+        words[words.index("--out") + 1] = f"runs/{name}"
+    return shlex.join(words)
