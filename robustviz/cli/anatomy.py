@@ -38,6 +38,8 @@ def anatomy(
         out: The page; the decisions on every image go into a JSON file beside it.
         force: Replace these files if they exist.
     """
+    if out.suffix != ".html":
+        raise ValueError(f"--out must end in .html, got {out}")
     numbers = out.with_suffix(".json")
     for path in (out, numbers):
         new_file("--out", path, force, kind="HTML file")

@@ -54,6 +54,8 @@ def certify(
     """
     if out.suffix != ".html":
         raise ValueError(f"--out must end in .html, got {out}")
+    if target.norm is not None or target.epsilon is not None:
+        raise ValueError("--norm and --epsilon must be left out: a certificate is about every L2 radius; see --radii")
     numbers, state = out.with_suffix(".json"), out.with_suffix(".state.json")
     for path in (out, numbers, out.with_suffix(".png")):
         new_file("--out", path, force, kind="HTML file")

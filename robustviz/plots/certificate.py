@@ -1,5 +1,7 @@
 """The band between a certificate and an attack."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 
 from robustviz.certificate import Bounds
@@ -14,9 +16,15 @@ def plot_bounds(bounds: Bounds, *, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes() if ax is None else ax
     certified, attacked = ([100 * share for share in shares] for shares in (bounds.certified, bounds.attacked))
-    ax.fill_between(bounds.radii, certified, attacked, color="0.85", label="the truth lies here")
-    ax.plot(bounds.radii, attacked, color=COLORS[1], marker="x", label="under attack (upper bound)")
-    ax.plot(bounds.radii, certified, color=COLORS[0], marker="o", label="certified (lower bound)")
+    # Between two radii the lower bound is that of the larger one, and the upper bound that of the smaller one.
+    edges = [radius for radius in bounds.radii for _ in range(2)]
+    low = [certified[0], *(share for share in certified[1:] for _ in range(2)), certified[-1]]
+    high = [attacked[0], *(share for share in attacked for _ in range(2))][: len(edges)]
+    ax.fill_between(edges, low, high, color="0.85", label="the truth lies here")
+    upper: dict[str, Any] = {"color": COLORS[1], "marker": "x", "drawstyle": "steps-post"}
+    lower: dict[str, Any] = {"color": COLORS[0], "marker": "o", "drawstyle": "steps-pre"}
+    ax.plot(bounds.radii, attacked, label="under attack (upper bound)", **upper)
+    ax.plot(bounds.radii, certified, label="certified (lower bound)", **lower)
     ax.axvline(bounds.ceiling, color="0.4", linestyle=":", label="ceiling of the draws")
     ax.set(xlabel="L2 radius of the attacker (pixel units)", ylabel="accuracy (%)", ylim=(0, 105), xlim=(0, None))
     ax.legend(loc="lower left")
