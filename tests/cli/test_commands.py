@@ -549,7 +549,9 @@ def test_checkpoints_lists_what_comes_with_the_library(says):
         record = checkpoints.load(name)[1]
         (row,) = [row for row in rows if row[0] == name]
         assert f"clean {record.results['accuracy']['clean']:.1%}" in row[-1]
-        assert record.command in text
+        assert record.command.partition(" --out")[0] in text
+    assert "--force" not in text  # pasting a line replaces no shipped network
+    assert "data/checkpoints" not in text
 
 
 def test_evaluate_of_a_shipped_network(says):

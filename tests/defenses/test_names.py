@@ -17,6 +17,7 @@ MAY = (
     "pages/",
     "widgets/",
     "explorers/",
+    "cli/explore.py",
     "lessons",
     "benchmark/claims.py",
     "benchmark/page.py",

@@ -130,7 +130,7 @@ def demonstration(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "SECTIONS", {})  # tested beside the experiments
         patch.setattr(demo, "TrainConfig", lambda **settings: TrainConfig(epochs=1, **settings))
-        patch.setattr(demo, "EPSILONS", (0.0, 0.15, 0.3))
+        patch.setattr(demo, "_EPSILONS", (0.0, 0.15, 0.3))
         patch.setattr(demo, "digits", lambda part: digits(part).subset({"train": 200, "test": 40}[part]))
         page, grid = demo.run_demo(out, say=said.append)
     return out, page, grid, said

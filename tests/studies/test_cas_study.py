@@ -136,7 +136,7 @@ def test_the_section_has_both_figures_the_table_and_a_sentence_each(quick, monke
         assert picture.caption
         assert base64.b64decode(picture.png)[1:4] == b"PNG"
     (grid,) = section.tables
-    assert list(grid.headers)[1:] == list(page.SHOWN)
+    assert list(grid.headers)[1:] == list(page._SHOWN)
     assert list(grid.rows)[-1][1:] == ["2", "2", "11"]
     assert "Of 100 test images at epsilon = 0.15" in section.paragraphs[1]
 
@@ -174,7 +174,7 @@ def test_the_attack_sentence_weighs_naive_against_worst(adaptive, verdict):
         {f"AT + CAS: {cas.SAME}": [0.8], f"AT + CAS: {cas.AGREES}": [0.99]},
         {},
     )
-    sentence = page.attack_sentence(found, Threat("linf", 0.15), 50)
+    sentence = page._attack_sentence(found, Threat("linf", 0.15), 50)
     assert verdict in sentence
     assert f"leave 65% and 80%; all 2 that apply to CAS leave {adaptive:.0%} (against 1 for AT" in sentence
     assert "On 99% of the attacked images" in sentence

@@ -228,8 +228,8 @@ def quick(monkeypatch, shipped):
     for module in (tvm, page):
         monkeypatch.setattr(module, "tvm_contests", lambda *_, exact=False, **__: short(exact=exact))
         monkeypatch.setattr(module, "digits", lambda part: digits(part).subset(60))
-        monkeypatch.setattr(module, "IMAGES", 12)
-        monkeypatch.setattr(module, "EPSILONS", (0.15,))
+        monkeypatch.setattr(module, "_IMAGES", 12)
+        monkeypatch.setattr(module, "_EPSILONS", (0.15,))
     monkeypatch.setattr(page, "photographs", partial(photographs.photographs, size=32))
     asked = []
 
@@ -344,7 +344,7 @@ def test_the_sentence_says_what_was_measured():
         {},
         {},
     )
-    sentence = page.attack_sentence(found, 0.1, 50)
+    sentence = page._attack_sentence(found, 0.1, 50)
     assert "reads 100%, and 70% behind TVM; trained with TVM versions it reads 90%" in sentence
     assert "leaves 60%, 30% and 80%, all attacks together 50%, 20% and 40%" in sentence
     assert "by +20 points under the naive attack, and by -10 points in the worst case" in sentence

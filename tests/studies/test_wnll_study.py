@@ -34,8 +34,8 @@ def quick(monkeypatch, interpolating):
     for module in (wnll, page):
         monkeypatch.setattr(module, "baseline", lambda: softmax)
     monkeypatch.setattr(wnll, "SQUARE", {"Square": short})
-    monkeypatch.setattr(wnll, "STEPS", 1)
-    monkeypatch.setattr(wnll, "IMAGES", 12)
+    monkeypatch.setattr(wnll, "PUBLISHED_STEPS", 1)
+    monkeypatch.setattr(wnll, "_IMAGES", 12)
     monkeypatch.setattr(wnll, "AMONG", 5)
     monkeypatch.setattr(wnll, "digits", lambda part: digits(part).subset(400 if part == "train" else 20))
     contests = {"surrogate gradient": Contest(short.attack, "published")}
@@ -93,7 +93,7 @@ def test_attacks_and_decisions_of_the_remarks_share_a_batch(interpolating, monke
         return evaluate(model, images, labels, attacks, batch_size=batch_size)
 
     monkeypatch.setattr(wnll, "evaluate", watched)
-    monkeypatch.setattr(wnll, "STEPS", 1)
+    monkeypatch.setattr(wnll, "PUBLISHED_STEPS", 1)
     monkeypatch.setattr(wnll, "AMONG", 10)
     some = digits("test").subset(30)
     found = wnll._remarks(interpolating.replace(head=interpolating.head.linear), interpolating, some)

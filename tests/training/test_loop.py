@@ -658,7 +658,7 @@ def test_bad_input(unchecked, some):
     frozen = small().requires_grad_(False)
     for model, bad_images, bad_labels, settings, error, words in (
         (small(), images * 255, labels, {}, ValueError, "divide by 255"),
-        (small(), (images * 255).byte(), labels, {}, TypeError, "floating-point"),
+        (small(), (images * 255).int(), labels, {}, TypeError, "floating-point"),
         (small(), images / 0, labels, {}, ValueError, "NaN"),
         (small(), images, labels[:50], {}, ValueError, r"shape \(200,\)"),
         (small(), images, labels - 1, {}, ValueError, "class indices from 0, got -1"),
