@@ -223,7 +223,8 @@ def test_shipped_networks_reach_what_their_records_say(name):
     recorded = record.results["accuracy"]
     # Past a purifier the gradient is slow to repeat, and so are 1,000 signs; the comparisons are their tests.
     attacks = evaluation_attacks(["pgd"], threat, 20) if data == "digits" and "PGD-20" in recorded else {}
-    table = evaluate(model, test_set.images, test_set.labels, attacks, draws=1, generator=seeded(0))
+    draws = 1 if data == "digits" else None  # the records of digits are older than draws
+    table = evaluate(model, test_set.images, test_set.labels, attacks, draws=draws, generator=seeded(0))
     # Drawn signs may be rounded differently on another machine.
     assert table.accuracy("clean") == pytest.approx(recorded["clean"], abs=1e-9 if data == "digits" else 5e-3)
     for name in attacks:
