@@ -1,5 +1,6 @@
 """Road signs: what is drawn, that it is the same every time, and that it is kept or drawn again."""
 
+import ast
 import hashlib
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import robustviz
 from robustviz import checkpoints
 from robustviz.attacks import pgd
 from robustviz.data import SIGNS, load
@@ -148,3 +150,11 @@ def test_a_change_nobody_sees_turns_the_arrow():
         assert (standard(attacked).argmax(1) == LEFT + RIGHT - arrows.labels).float().mean() > 0.8
         held = pgd(trained, arrows.images, arrows.labels, threat=usual_threat("signs"), steps=20)
         assert (trained(held).argmax(1) == arrows.labels).float().mean() > 0.6
+
+
+@pytest.mark.parametrize("module", ["signs", "sign_faces"])
+def test_signs_are_drawn_without_a_picture_library(module):
+    tree = ast.parse((Path(robustviz.__file__).parent / "data" / f"{module}.py").read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {name.partition(".")[0] for name in names} & {"PIL", "matplotlib", "torchvision"}
