@@ -65,6 +65,9 @@ def compare(
         writable("--out", out)
         if existing := [file for file in out.glob(f"{defense.name}*.json") if not force]:
             raise FileExistsError(f"--out {out} holds {existing[0].name} already; choose another folder or add --force")
+        usual_device(device)  # refuses what is not there, also where the study of the defense chooses by itself
+        if data is None and model != "small_cnn" and own_study(defense, seeds) is not None:
+            raise ValueError(f"--model is used with --data; the study of {name} has its own network, got {model!r}")
         run: Callable[[], Iterable[Comparison]] | None = own_study(defense, seeds) if data is None else None
         if run is None:
             data = data or "digits"

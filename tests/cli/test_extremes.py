@@ -84,7 +84,7 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-LATE = {"anatomy", "compare", "explore"}
+LATE = {"anatomy", "explore"}
 """Commands that begin to work before they refuse some values; open."""
 
 
