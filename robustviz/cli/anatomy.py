@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from robustviz.cli.app import Count, Radius, command_line, new_file, say
-from robustviz.cli.target import Target
+from robustviz.cli.target import Target, knows_defenses
 from robustviz.data import load
 from robustviz.geometry.votes import template_source
 from robustviz.pages.anatomy import anatomy_page, reading
@@ -11,6 +11,7 @@ from robustviz.records import table
 from robustviz.studies.anatomy import anatomy as measured
 
 
+@knows_defenses
 def anatomy(
     target: Target,
     *,
