@@ -209,7 +209,8 @@ def deepfool(
                 on_step(Step(0, step, x.clone(), lead.clone(), lead > 0))
             if step == steps or not right.any():
                 break
-            beyond = torch.maximum(1.5 * known, 1e-6 * logits.detach().abs().amax(1))
+            low, high = logits.detach().aminmax(dim=1)
+            beyond = torch.maximum(1.5 * known, 1e-6 * (high - low))  # adding a constant to all logits changes nothing
             move = _to_boundary(logits, here, labels[rows], rivals[rows], beyond, norm)
             still = right[rows]
             rows = rows[still]
