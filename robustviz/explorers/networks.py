@@ -48,15 +48,19 @@ def usual_count(images: ImageSet) -> int:
     return 100 if images.images[0].numel() < 1000 else 40
 
 
-def compared(networks: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
+def compared(networks: Mapping[str, nn.Module] | None, data: str | None = None) -> Mapping[str, nn.Module]:
     """Return the networks that are set side by side: those given, or the usual ones.
+
+    Args:
+        networks: By the names on the screen; None takes the usual ones.
+        data: Data set of the usual ones; None takes `usual_set`.
 
     Raises:
         TypeError: If they are not networks by their names.
         ValueError: If none is given.
     """
     if networks is None:
-        return usual_networks(usual_set())
+        return usual_networks(data or usual_set())
     if not isinstance(networks, Mapping):
         raise TypeError(f"networks must be a dict of networks by their names, got {type(networks).__name__}")
     for name, network in networks.items():
@@ -67,14 +71,18 @@ def compared(networks: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module
     return networks
 
 
-def single(network: Classifier | None) -> Classifier:
+def single(network: Classifier | None, data: str | None = None) -> Classifier:
     """Return the network of an explorer that shows one: the one given, or the usual standard one.
+
+    Args:
+        network: None takes the usual one.
+        data: Data set of the usual one; None takes `usual_set`.
 
     Raises:
         TypeError: If it is something else, such as several networks.
     """
     if network is None:
-        return usual_networks(usual_set())["standard"]
+        return usual_networks(data or usual_set())["standard"]
     if not isinstance(network, Classifier):
         raise TypeError(f"network must be one robustviz.models.Classifier, got {type(network).__name__}")
     return network
