@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustviz.checks import check_images, logits_of
 from robustviz.networks.places import blocks
 from robustviz.networks.tracing import layout_of, trace, unwrapped
-from robustviz.tensors import check_images, check_model, evaluating, logits_of
+from robustviz.tensors import check_model, evaluating
 from robustviz.types import Images, Labels
 
 Pool = Literal["maps", "tokens", "cls", "channels-last"] | Callable[[Any], Tensor]

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from robustviz.tensors import check_labels, check_logits, evaluating
+from robustviz.checks import check_labels, check_logits
+from robustviz.tensors import evaluating
 from robustviz.types import Images, Labels, Logits, Objective, PerImage
 
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "robustviz"
 LAYERS = [
     {"types", "distributed"},
     {"tensors", "records"},
-    {"fingerprint", "neighbors"},
+    {"checks", "fingerprint", "neighbors"},
     {"data", "models", "objectives"},
     {"networks"},
     {"attacks"},

@@ -17,9 +17,6 @@ every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.re
 LINES, BODY = 300, 60
 """Most lines of a file, and of a function body without signature and docstring."""
 
-LONGER = {"tensors.py": 320}
-"""Files that may be longer: this one holds checks and contexts that call one another."""
-
 ODD = [
     r"\banew\b",
     r"\bmeets\b",
@@ -67,7 +64,7 @@ def top_level_names(tree):
 @every_file
 def test_files_and_functions_fit_in_a_head(file):
     text = file.read_text()
-    assert len(text.splitlines()) <= LONGER.get(str(file.relative_to(PACKAGE)), LINES)
+    assert len(text.splitlines()) <= LINES
     long = {name: count for name, count in bodies(ast.parse(text)) if count > BODY}
     assert not long
 

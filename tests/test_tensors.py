@@ -6,18 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from robustviz.checks import check_attacked, check_images, check_labels, check_logits, logits_of
 from robustviz.tensors import (
     batch_dependent,
-    check_attacked,
-    check_images,
-    check_labels,
-    check_logits,
     check_model,
     distances,
     draw_seed,
     drawing,
     evaluating,
-    logits_of,
     norms,
     per_image,
     project,

@@ -34,9 +34,10 @@ from robustviz.attacks.common import (
     steepest,
     whole,
 )
+from robustviz.checks import check_images, check_labels, logits_of
 from robustviz.objectives import cross_entropy
 from robustviz.records import revision
-from robustviz.tensors import check_images, check_labels, logits_of, per_image, project, seeded, wide
+from robustviz.tensors import per_image, project, seeded, wide
 from robustviz.types import LINF_8, Images, Labels, Objective, PerImage, Threat
 
 MOMENTUM = 0.25

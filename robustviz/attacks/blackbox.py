@@ -19,9 +19,10 @@ from robustviz.attacks.common import (
     one_at_a_time,
     random_perturbation,
 )
+from robustviz.checks import check_images
 from robustviz.objectives import margin
 from robustviz.records import revision
-from robustviz.tensors import batch_dependent, check_images, norms, per_image, project, rounded_inwards, seeded, wide
+from robustviz.tensors import batch_dependent, norms, per_image, project, rounded_inwards, seeded, wide
 from robustviz.types import LINF_8, Attack, Images, Labels, Objective, Threat
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -24,9 +24,10 @@ from robustviz.attacks.common import (
     pixel_gradient,
     sure,
 )
+from robustviz.checks import check_images
 from robustviz.objectives import margin
 from robustviz.records import revision
-from robustviz.tensors import batch_dependent, check_images, norms, wide
+from robustviz.tensors import batch_dependent, norms, wide
 from robustviz.types import Images, Labels, PerImage
 
 SHRINK = 0.8

@@ -1,12 +1,10 @@
 """What attacks share: their look at the model, the steepest step, the points of a path, the best point so far."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 from math import inf, isfinite
-from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from robustviz.objectives import objective_and_logits
-from robustviz.tensors import batch_dependent, check_model, evaluating, norms, per_image, wide
+from robustviz.tensors import batch_dependent, check_model, evaluating, norms, per_image, shared_copy, wide
 from robustviz.types import Images, Labels, Logits, Norm, Objective, PerImage, Threat
 
 
@@ -154,18 +152,7 @@ def one_at_a_time(model: nn.Module) -> nn.Module:
     joint = [module for module in model.modules() if getattr(module, "batch_dependent", False)]
     if not joint or not all(hasattr(module, "alone") for module in joint):
         return model
-    return copied(model, {module: cast(Any, module).alone() for module in joint})
-
-
-def copied(model: nn.Module, exchanged: Mapping[nn.Module, nn.Module] = MappingProxyType({})) -> nn.Module:
-    """Copy a model that shares its tensors and generators with the copy; some modules are exchanged for others."""
-    shared = [
-        *model.parameters(),
-        *model.buffers(),
-        *(getattr(module, "generator", None) for module in model.modules()),
-    ]
-    memo: dict[int, Any] = {id(value): value for value in shared}
-    return deepcopy(model, memo | {id(module): other for module, other in exchanged.items()})
+    return shared_copy(model, {module: cast(Any, module).alone() for module in joint})
 
 
 def check_early_exit(early_exit: bool, model: nn.Module, images: Images, on_step: OnStep | None) -> None:

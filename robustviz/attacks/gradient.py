@@ -28,8 +28,9 @@ from robustviz.attacks.common import (
     report,
     steepest,
 )
+from robustviz.checks import check_images
 from robustviz.objectives import cross_entropy
-from robustviz.tensors import check_images, project, seeded, stochastic, wide
+from robustviz.tensors import project, seeded, stochastic, wide
 from robustviz.types import LINF_8, Images, Labels, Objective, Threat
 
 

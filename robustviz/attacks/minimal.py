@@ -27,19 +27,10 @@ from robustviz.attacks.common import (
     sure,
     whole,
 )
+from robustviz.checks import check_images, check_labels, logits_of
 from robustviz.objectives import logit_margin, margin
 from robustviz.records import revision
-from robustviz.tensors import (
-    batch_dependent,
-    check_images,
-    check_labels,
-    distances,
-    eagerly,
-    logits_of,
-    norms,
-    per_image,
-    wide,
-)
+from robustviz.tensors import batch_dependent, distances, eagerly, norms, per_image, wide
 from robustviz.types import Attack, Images, Labels, Logits, Norm, PerImage, Threat
 
 ROUNDING = 1e-6

@@ -11,7 +11,8 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from robustviz.tensors import check_images, evaluating, norms
+from robustviz.checks import check_images
+from robustviz.tensors import evaluating, norms
 from robustviz.types import LINF_8, Images, Labels, Threat
 
 

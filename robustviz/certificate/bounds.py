@@ -11,8 +11,9 @@ from tqdm.auto import tqdm
 
 from robustviz.attacks import pgd
 from robustviz.certificate.smoothing import Certificate, Smoothed, votes
+from robustviz.checks import check_images
 from robustviz.evaluation.shares import wilson
-from robustviz.tensors import check_images, draw_seed, evaluating, seeded
+from robustviz.tensors import draw_seed, evaluating, seeded
 from robustviz.types import Images, Labels, Threat
 
 

@@ -31,10 +31,11 @@ from scipy.special import betaincinv, ndtri
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
+from robustviz.checks import check_images, check_logits
 from robustviz.fingerprint import check_same, fingerprint
 from robustviz.objectives import cross_entropy
 from robustviz.records import RunRecord, describe, write_atomic
-from robustviz.tensors import batch_dependent, check_images, check_logits, draw_seed, drawing, evaluating, seeded
+from robustviz.tensors import batch_dependent, draw_seed, drawing, evaluating, seeded
 from robustviz.types import Images, Labels, Logits, Objective, PerImage
 
 ABSTAIN = -1

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Generator, Tensor
 
-from robustviz.tensors import check_images, check_labels, seeded
+from robustviz.checks import check_images, check_labels
+from robustviz.tensors import seeded
 from robustviz.types import Images, Labels
 
 Bytes = UInt8[Tensor, "n c h w"]
@@ -32,7 +33,7 @@ def as_floats(pixels: Tensor) -> Images:
 
 
 def check_pixels(pixels: Any, labels: Labels, *, classes: int | None = None) -> None:
-    """Refuse what `robustviz.tensors.check_images` refuses, of images that are bytes or floats."""
+    """Refuse what `robustviz.checks.check_images` refuses, of images that are bytes or floats."""
     if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8:
         check_images(as_floats(pixels[:1]))
         check_labels(labels, len(pixels), classes)

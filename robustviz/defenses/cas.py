@@ -21,11 +21,12 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from robustviz.attacks import against, pgd, soft_mask
+from robustviz.checks import check_labels
 from robustviz.defenses.defense import Contest, Defense, Stage, Training, at
 from robustviz.models import Classifier
 from robustviz.networks.places import activations, blocks, rewired
 from robustviz.objectives import cross_entropy, margin, over_heads, trades
-from robustviz.tensors import check_labels, seeded
+from robustviz.tensors import seeded
 from robustviz.types import LINF_8, Attack, Images, Labels, Logits, Objective, Threat
 
 

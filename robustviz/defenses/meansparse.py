@@ -27,11 +27,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustviz.attacks import against, apgd, pgd
+from robustviz.checks import check_images
 from robustviz.defenses.defense import Contest, Defense, Stage, Training, at
 from robustviz.models import Classifier
 from robustviz.networks.places import Wired, activations, rewired
 from robustviz.objectives import margin
-from robustviz.tensors import check_images, evaluating, shared_copy
+from robustviz.tensors import evaluating, shared_copy
 from robustviz.types import Images
 
 _STEPS = 40

@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustviz.attacks import Step, eot, fgsm, pgd, random_noise, square
+from robustviz.checks import check_labels
 from robustviz.defenses import present
 from robustviz.diagnostics.findings import share_of
 from robustviz.diagnostics.gradients import Attached, gradient, slopes
 from robustviz.diagnostics.outcomes import Outcome, Right, Walk
 from robustviz.models import Classifier
 from robustviz.objectives import cross_entropy, dlr, margin
-from robustviz.tensors import batch_dependent, check_labels, distances, drawing, evaluating, norms, seeded
+from robustviz.tensors import batch_dependent, distances, drawing, evaluating, norms, seeded
 from robustviz.types import Attack, Images, Labels, Logits, Objective, Threat
 
 LOSSES: Mapping[str, Objective] = {"cross-entropy": cross_entropy, "margin": margin, "DLR": dlr}

@@ -8,13 +8,14 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
+from robustviz.checks import check_images
 from robustviz.diagnostics import attack_checks, model_checks
 from robustviz.diagnostics.evidence import OWN_NAMES, Evidence
 from robustviz.diagnostics.findings import Diagnosis, Finding, doubted, share_of
 from robustviz.diagnostics.gradients import gpus
 from robustviz.evaluation import CLEAN
 from robustviz.records import describe
-from robustviz.tensors import check_images, draw_seed
+from robustviz.tensors import draw_seed
 from robustviz.types import LINF_8, Attack, Images, Labels, Threat
 
 CHECKS: tuple[Callable[[Evidence], Finding], ...] = (

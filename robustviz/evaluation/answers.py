@@ -6,16 +6,9 @@ import torch
 from torch import Generator, nn
 
 from robustviz.attacks.common import threat_of
+from robustviz.checks import check_attacked, check_labels, logits_of
 from robustviz.records import describe
-from robustviz.tensors import (
-    batch_dependent,
-    check_attacked,
-    check_labels,
-    drawing,
-    evaluating,
-    logits_of,
-    stochastic,
-)
+from robustviz.tensors import batch_dependent, drawing, evaluating, stochastic
 from robustviz.types import Attack, Images, Labels
 
 _DRAWS = 16

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Generator, nn
 
+from robustviz.checks import check_images
 from robustviz.distributed import processes
 from robustviz.evaluation.answers import usual_draws
 from robustviz.evaluation.run import Run
@@ -15,7 +16,7 @@ from robustviz.evaluation.table import CLEAN, RobustnessTable
 from robustviz.fingerprint import fingerprint
 from robustviz.networks.folding import CopyPrecision, folded
 from robustviz.records import describe
-from robustviz.tensors import batch_dependent, check_images, check_model, draw_seed
+from robustviz.tensors import batch_dependent, check_model, draw_seed
 from robustviz.types import Attack, Images, Labels
 
 

@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustviz.attacks.views import alone_head
+from robustviz.checks import check_images
 from robustviz.features import FeatureSnapshot
 from robustviz.geometry.embedding import Embedding
-from robustviz.tensors import batch_dependent, check_images, evaluating
+from robustviz.tensors import batch_dependent, evaluating
 from robustviz.types import Images
 
 

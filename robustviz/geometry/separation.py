@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustviz.checks import check_images
 from robustviz.features import FeatureSnapshot
 from robustviz.geometry.surroundings import check_finite, ratio_and_agreement
 from robustviz.objectives import logit_margin
-from robustviz.tensors import check_images, evaluating
+from robustviz.tensors import evaluating
 from robustviz.types import Images, Labels, Logits, PerImage
 
 

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from robustviz.attacks import Step
+from robustviz.checks import check_images
 from robustviz.features import FeatureSnapshot, Pool, snapshot
 from robustviz.geometry.arrays import read_arrays, write_arrays
-from robustviz.tensors import check_images, draw_seed, seeded
+from robustviz.tensors import draw_seed, seeded
 from robustviz.types import Images, Labels, Norm, Progress, Threat
 
 Unit = Literal["epsilon", "step"]

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustviz import checkpoints
+from robustviz.checks import check_images
 from robustviz.data import ImageSet
 from robustviz.defenses.wnll.head import WNLLHead
 from robustviz.models import Classifier
-from robustviz.tensors import check_images, evaluating
+from robustviz.tensors import evaluating
 from robustviz.training import hold_out
 from robustviz.types import Images, Labels
 

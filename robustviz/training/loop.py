@@ -13,12 +13,13 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
+from robustviz.checks import check_labels, logits_of
 from robustviz.data import shift_and_mirror
 from robustviz.data.image_set import Bytes, as_floats, check_pixels
 from robustviz.distributed import Processes, processes
 from robustviz.fingerprint import fingerprint, settings_of
 from robustviz.objectives import cross_entropy
-from robustviz.tensors import check_labels, check_model, drawing, evaluating, logits_of, seeded
+from robustviz.tensors import check_model, drawing, evaluating, seeded
 from robustviz.training.config import TrainConfig, bf16_pays, hold_out, learning_rate
 from robustviz.training.state import EpochLog, TrainingState
 from robustviz.types import Attack, Images, Labels, Objective, PerImage

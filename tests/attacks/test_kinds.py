@@ -26,10 +26,11 @@ from robustviz.attacks import (
     soft_mask,
     square,
 )
+from robustviz.checks import check_attacked
 from robustviz.data import digits as digits_set
 from robustviz.defenses import joint
 from robustviz.objectives import cross_entropy, margin
-from robustviz.tensors import check_attacked, seeded
+from robustviz.tensors import seeded
 from robustviz.types import Threat
 
 LINF, L2 = Threat("linf", 8 / 255), Threat("l2", 0.5)

@@ -11,19 +11,8 @@ from robustviz.attacks import carlini_wagner, ifgsm, linear_head, surrogate_head
 from robustviz.data import digits
 from robustviz.geometry.votes import template_source
 from robustviz.pages.anatomy import anatomy_section, reading
-from robustviz.studies.anatomy import (
-    AS_PUBLISHED,
-    CW,
-    SWITCHES,
-    Anatomy,
-    SwitchRow,
-    anatomy,
-    attacked_template,
-    batch_statistics,
-    released_ifgsm,
-    resorted,
-    scaled,
-)
+from robustviz.studies.anatomy import AS_PUBLISHED, CW, SWITCHES, Anatomy, SwitchRow, anatomy
+from robustviz.studies.released import attacked_template, batch_statistics, released_ifgsm, resorted, scaled
 from robustviz.tensors import seeded
 from robustviz.types import Threat
 

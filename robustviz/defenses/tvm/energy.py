@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Bool
 from torch import Generator, Tensor
 
+from robustviz.checks import check_images
 from robustviz.defenses.tvm.primal_dual import Descent, Maps
-from robustviz.tensors import check_images, seeded
+from robustviz.tensors import seeded
 from robustviz.types import Images, PerImage
 
 Kept = Bool[Tensor, "n k h w"]
