@@ -225,7 +225,6 @@ def test_shipped_networks_reach_what_their_records_say(name):
     attacks = evaluation_attacks(["pgd"], threat, 20) if data == "digits" and "PGD-20" in recorded else {}
     draws = 1 if data == "digits" else None  # the records of digits are older than draws
     table = evaluate(model, test_set.images, test_set.labels, attacks, draws=draws, generator=seeded(0))
-    # Drawn signs may be rounded differently on another machine.
-    assert table.accuracy("clean") == pytest.approx(recorded["clean"], abs=1e-9 if data == "digits" else 5e-3)
+    assert table.accuracy("clean") == pytest.approx(recorded["clean"], abs=1e-9)
     for name in attacks:
         assert table.accuracy(name) == pytest.approx(recorded[name], abs=0.01)
